@@ -1,0 +1,1 @@
+"""LightningDataModules and the typed batches they hand to methods. Nothing here imports ``zoo``."""

@@ -1,0 +1,78 @@
+"""The typed batches: the contract between data and methods.
+
+Images leave a dataset as uint8 and reach a method as float32: the DataModule's ``on_after_batch_transfer``
+scales and normalises them on the device. Shapes below use B images, C channels, H x W pixels, E episodes,
+N classes ("way"), S supports and U queries of an episode.
+"""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class ImageBatch(NamedTuple):
+    """Labelled images: ``image`` [B, C, H, W] float32 normalised, ``label`` [B] int64 in [0, classes)."""
+
+    image: Tensor
+    label: Tensor
+
+
+class PairBatch(NamedTuple):
+    """Aligned pairs: ``support`` and ``query`` [B, C, H, W] float32, ``label`` [B] int64, 1 for the same class."""
+
+    support: Tensor
+    query: Tensor
+    label: Tensor
+
+
+class EpisodeBatch(NamedTuple):
+    """Whole episodes with their images.
+
+    ``support`` [E, S, C, H, W], ``support_label`` [E, S] int64 in [0, N), ``query`` [E, U, C, H, W],
+    ``query_label`` [E, U] int64, ``way`` the number of classes N.
+    """
+
+    support: Tensor
+    support_label: Tensor
+    query: Tensor
+    query_label: Tensor
+    way: int
+
+
+class PoolBatch(NamedTuple):
+    """A slice of the images that a set of episodes draws from; each image comes once.
+
+    ``image`` [B, C, H, W] float32, ``row`` [B] int64 (its row in the feature table that the method keeps),
+    ``size`` the number of rows of the whole table.
+    """
+
+    image: Tensor
+    row: Tensor
+    size: int
+
+
+class BaseBatch(NamedTuple):
+    """Base-class training images under the test transform, for statistics such as the feature mean.
+
+    ``image`` [B, C, H, W] float32; ``valid`` [B] bool is False for rows that only fill a rank's last batch.
+    """
+
+    image: Tensor
+    valid: Tensor
+
+
+class EpisodeRows(NamedTuple):
+    """Episodes as rows of the feature table filled from the ``PoolBatch``es that came before.
+
+    ``support`` [E, S] and ``query`` [E, U] int64 rows, ``support_label`` [E, S] and ``query_label`` [E, U]
+    int64 in [0, N) (-1 where unknown, in prediction), ``number`` [E] int64 (the episode's: a number
+    that comes twice counts once), ``way`` the number of classes N, ``spec`` the name of this kind of episode.
+    """
+
+    support: Tensor
+    support_label: Tensor
+    query: Tensor
+    query_label: Tensor
+    number: Tensor
+    way: int
+    spec: str

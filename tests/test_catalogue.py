@@ -1,0 +1,55 @@
+"""The catalogue: no name twice, configs found by path and by short name, every shipped YAML builds."""
+
+from pathlib import Path
+
+import pytest
+
+from zoo import catalogue
+from zoo.cli import run, with_config_paths
+
+NEEDS_OTHER_RUN = {"few_shot/crlnet_miniimagenet", "few_shot/crlnet_rdfsl", "few_shot/crlnet_strokes"}
+
+
+def test_a_name_taken_twice_is_an_error() -> None:
+    method = catalogue.methods()[0]
+    decorate = catalogue.register(method.name, papers=[], task="", config="")
+    with pytest.raises(ValueError, match=f"{method.name!r} is taken by {method.class_path}"):
+        decorate(type("Other", (), {}))
+
+
+def test_every_method_names_a_shipped_config_and_its_own_class() -> None:
+    for method in catalogue.methods():
+        text = catalogue.find_config(method.config).read_text(encoding="utf-8")
+        assert method.class_path.rpartition(".")[2] in text
+
+
+def test_config_by_path_and_by_short_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    own = tmp_path / "mine.yaml"
+    own.write_text("seed_everything: 1\n")
+    assert catalogue.find_config("mine.yaml") == Path("mine.yaml")
+    shipped = catalogue.config_root() / "few_shot" / "crlnet_omniglot.yaml"
+    for name in ("few_shot/crlnet_omniglot", "configs/few_shot/crlnet_omniglot.yaml", str(shipped)):
+        assert catalogue.find_config(name) == shipped
+    with pytest.raises(FileNotFoundError, match="did you mean few_shot/crlnet_omniglot"):
+        catalogue.find_config("few_shot/crlnet_omnglot")
+    assert with_config_paths(["fit", "--config=overlays/smoke"])[1].endswith("smoke.yaml")
+
+
+@pytest.mark.parametrize("name", catalogue.configs())
+def test_every_shipped_config_builds(name: str, tmp_path: Path) -> None:
+    extra = ["--model.init_args.init_from=null"] if name in NEEDS_OTHER_RUN else []
+    cli = run(["--config", name, "--run_dir", str(tmp_path), *extra], execute=False)
+    assert type(cli.model).__name__ in catalogue.find_config(name).read_text(encoding="utf-8")
+    monitor = cli.config.monitor
+    if cli.datamodule.training is not None:
+        stage, _, metric = monitor.partition("/")
+        assert stage == "val"
+        assert metric in {f"accuracy@{spec.name}" for spec in cli.datamodule.specs["val"]}
+
+
+@pytest.mark.parametrize("name", catalogue.overlays())
+def test_every_overlay_parses_after_an_experiment(name: str, tmp_path: Path) -> None:
+    if name == "overlays/fsdp":
+        pytest.skip("FSDP cannot be built without a GPU")
+    run(["--config", "few_shot/protonet_omniglot", "--config", name, "--run_dir", str(tmp_path)], execute=False)

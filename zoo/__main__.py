@@ -1,0 +1,23 @@
+"""``python -m zoo``: list what there is, or fit, validate, test and predict from a config."""
+
+import sys
+from collections.abc import Sequence
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run one command; ``args`` defaults to the command line."""
+    from zoo.startup import light_imports
+
+    arguments = list(sys.argv[1:] if args is None else args)
+    with light_imports():
+        from zoo import listing
+    if arguments[:1] == ["list"]:
+        listing.run(arguments[1:])
+        return
+    with light_imports():
+        from zoo.cli import run
+    run(arguments)
+
+
+if __name__ == "__main__":
+    main()

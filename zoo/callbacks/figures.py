@@ -1,0 +1,72 @@
+"""Pictures of a run: training curves for any method, and what the method itself draws."""
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@runtime_checkable
+class Draws(Protocol):
+    """A LightningModule that has pictures to show after a validation or a test."""
+
+    def figures(self) -> "Mapping[str, Figure]":
+        """Figures by file name, without suffix."""
+        ...
+
+
+class Figures(Callback):
+    """Saves the module's figures after a fit and a test, and the training curves after a fit, as PNG files."""
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero and trainer.log_dir is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            folder = Path(trainer.log_dir)
+            for logger in trainer.loggers:
+                logger.save()
+            if (folder / "metrics.csv").is_file():
+                _save(folder, "training_curves", training_curves(folder / "metrics.csv"))
+            self._draw(folder, pl_module)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero and trainer.log_dir is not None:
+            self._draw(Path(trainer.log_dir), pl_module)
+
+    def _draw(self, folder: Path, pl_module: LightningModule) -> None:
+        if isinstance(pl_module, Draws):
+            for name, figure in pl_module.figures().items():
+                _save(folder, name, figure)
+
+
+def training_curves(metrics: Path) -> "Figure":
+    """One panel a quantity of a ``metrics.csv``: ``train/x`` and ``val/x`` share the panel ``x``."""
+    from matplotlib.figure import Figure
+
+    with metrics.open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    panels: dict[str, list[str]] = {}
+    for column in rows[0]:
+        stage, _, quantity = column.partition("/")
+        if stage in ("train", "val") and not quantity.endswith(("_ci95", "_per_second")):
+            panels.setdefault(quantity.split("/")[0], []).append(column)
+    figure = Figure(figsize=(5, 3 * max(len(panels), 1)), layout="constrained")
+    axes = figure.subplots(max(len(panels), 1), squeeze=False)[:, 0]
+    for ax, (quantity, columns) in zip(axes, panels.items(), strict=False):
+        for column in columns:
+            points = [(int(row["step"]), float(row[column])) for row in rows if row[column]]
+            ax.plot(*zip(*points, strict=True), label=column, marker="." if len(points) < 30 else None)
+        ax.set(xlabel="optimiser step", ylabel=quantity)
+        ax.grid(alpha=0.3)
+        ax.legend(fontsize="small")
+    return figure
+
+
+def _save(folder: Path, name: str, figure: "Figure") -> None:
+    file = folder / "figures" / f"{name}.png"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=120)

@@ -1,0 +1,72 @@
+"""What a run ends with: the numbers, how long it took, and where the files are."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Protocol, runtime_checkable
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from rich.console import Console
+from rich.table import Table
+
+
+@runtime_checkable
+class Reports(Protocol):
+    """A LightningModule that has a table of results to show after a test."""
+
+    def results(self) -> Sequence[dict[str, Any]]:
+        """Flat rows with the same keys."""
+        ...
+
+
+class Summary(Callback):
+    """Prints a closing table after fit and test, and writes a test's table as ``results.csv``."""
+
+    def __init__(self, monitor: str | None = None) -> None:
+        self.monitor = monitor
+        self._start = perf_counter()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._start = perf_counter()
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        best = next((c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)), None)
+        rows = {"steps": str(trainer.global_step)}
+        if self.monitor and best is not None and best.best_model_score is not None:
+            interval = trainer.callback_metrics.get(f"{self.monitor}_ci95")
+            last = trainer.callback_metrics.get(self.monitor)
+            rows[f"best {self.monitor}"] = f"{best.best_model_score.item():.4f}"
+            if last is not None:
+                rows[f"last {self.monitor}"] = f"{last.item():.4f}" + (f" ± {interval:.4f}" if interval else "")
+        self._show(trainer, "fit", rows)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        results = list(pl_module.results()) if isinstance(pl_module, Reports) else []
+        if results and trainer.is_global_zero:
+            table = Table(*results[0], title="Test results")
+            for row in results:
+                table.add_row(*(f"{value:.2f}" if isinstance(value, float) else str(value) for value in row.values()))
+            Console().print(table)
+            if trainer.log_dir is not None:
+                _write(Path(trainer.log_dir) / "results.csv", results)
+        self._show(trainer, "test", {})
+
+    def _show(self, trainer: Trainer, stage: str, rows: dict[str, str]) -> None:
+        if not trainer.is_global_zero:
+            return
+        table = Table(title=f"{stage} finished", show_header=False)
+        for name, value in {**rows, "seconds": f"{perf_counter() - self._start:.0f}"}.items():
+            table.add_row(name, value)
+        if trainer.log_dir is not None:
+            table.add_row("files", str(trainer.log_dir))
+        Console().print(table)
+
+
+def _write(file: Path, rows: Sequence[dict[str, Any]]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)

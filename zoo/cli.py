@@ -1,0 +1,242 @@
+"""``python -m zoo fit|validate|test|predict``: LightningCLI with run folders, short names and safe resuming."""
+
+import difflib
+import inspect
+import os
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from zoo import catalogue
+from zoo.callbacks import Figures, KeepLast, PredictionTable, StepSeed, Summary, Throughput
+from zoo.run_folder import RunLogger, find_checkpoint, version_of
+
+
+class ZooParser(LightningArgumentParser):
+    """Says what is wrong without a page of usage, and adds the closest names to an unknown key or class."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if "Did you mean" not in message:
+            message += _suggestion(message)
+        if not self.exit_on_error:
+            super().error(message, ex)
+        prog = getattr(ex, "subcommand_parser", self).prog
+        self.exit(2, f"error: {message}\n`{prog.replace(' [options]', '')} --help` lists all options\n")
+
+
+class SaveConfig(SaveConfigCallback):
+    """Saves the resolved config in the run folder, and to W&B under the key ``cli``."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        for logger in trainer.loggers:
+            if type(logger).__name__ == "WandbLogger":
+                logger.experiment.config.update({"cli": config}, allow_val_change=True)  # type: ignore[attr-defined]
+
+
+class ZooCLI(LightningCLI):
+    """LightningCLI in subclass mode. The user's config always wins over what a checkpoint has stored."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--monitor", type=str | None, default=None, help="metric that chooses best.ckpt")
+        parser.add_argument("--monitor_mode", type=str, default="max", help="max or min of the monitor")
+        parser.add_argument("--run_dir", type=str, default="runs", help="folder of all run folders")
+        parser.add_argument("--run_name", type=str | None, default=None, help="default: the config's name")
+        parser.add_argument("--checkpoint_every", type=int, default=500, help="steps between last.ckpt")
+        parser.add_argument("--test_after_fit", type=bool, default=True, help="test best.ckpt after a fit")
+
+    def before_instantiate_classes(self) -> None:
+        mode = self._get(self.config, "monitor_mode")
+        if mode not in ("max", "min"):
+            self.parser.error(f"monitor_mode must be max or min, got {mode!r}")
+
+    def _parse_ckpt_path(self) -> None:
+        """Resolve ``last`` and ``best`` to files; never take the model's config from a checkpoint."""
+        if "subcommand" not in self.config:
+            return
+        self.subcommand = self.config["subcommand"]
+        config = self.config[self.subcommand]
+        if config.get("ckpt_path") in ("last", "best"):
+            which = config["ckpt_path"]
+            found = find_checkpoint(self._runs, which)
+            if found is None and self.subcommand == "fit":
+                rank_zero_warn(f"no {which}.ckpt below {self._runs} yet: this run starts from the beginning")
+            elif found is None:
+                self.parser.error(f"ckpt_path: no {which}.ckpt below {self._runs}; fit first or give a file")
+            config["ckpt_path"] = None if found is None else str(found)
+        elif config.get("ckpt_path") and not Path(config["ckpt_path"]).exists():
+            self.parser.error(f"ckpt_path: {config['ckpt_path']!r} does not exist; give a file, last or best")
+
+    @property
+    def _runs(self) -> Path:
+        name = self._get(self.config, "run_name")
+        if name is None:
+            files = [Path(str(getattr(file, "relative", file))) for file in self._get(self.config, "config") or []]
+            name = files[0].stem if files else self._get(self.config, "model").class_path.rpartition(".")[2]
+        return Path(self._get(self.config, "run_dir")) / name
+
+    def instantiate_classes(self) -> None:
+        super().instantiate_classes()
+        self._dump_config()
+        model = self.config_dump["model"]
+        plain = {"_class_path": model["class_path"], "_instantiator": "lightning.pytorch.cli.instantiate_module"}
+        self.model.save_hyperparameters({**plain, **model.get("init_args", {})}, logger=False)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        trainer = self._get(self.config_init, "trainer")
+        if not trainer.fast_dev_run:
+            kwargs["logger"] = self._loggers(trainer.logger)
+        return super().instantiate_trainer(**kwargs)
+
+    def _loggers(self, given: Any) -> list[Logger] | bool:
+        if given is False:
+            return False
+        others = [] if given in (None, True) else given if isinstance(given, list) else [given]
+        checkpoint = self._get(self.config, "ckpt_path")
+        version = version_of(Path(checkpoint), self._runs) if checkpoint else None
+        return [RunLogger(self._runs.parent, self._runs.name, version), *others]
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        monitor, fits = self._get(self.config, "monitor"), self.subcommand == "fit"
+        seed = self._get(self.config, "seed_everything")
+        callbacks = [*callbacks, Summary(monitor), Figures(), PredictionTable(), Throughput()]
+        if config["enable_progress_bar"] is not False:
+            callbacks.append(RichProgressBar(leave=True))
+        if isinstance(seed, int):
+            callbacks.append(StepSeed(seed))
+        if fits and config["enable_checkpointing"] is not False and not config["fast_dev_run"]:
+            callbacks.append(KeepLast(self._get(self.config, "checkpoint_every")))
+            if monitor is not None:
+                mode = self._get(self.config, "monitor_mode")
+                callbacks.append(
+                    ModelCheckpoint(
+                        filename="best",
+                        monitor=monitor,
+                        mode=mode,
+                        save_weights_only=True,
+                        enable_version_counter=False,
+                    )
+                )
+            config["enable_checkpointing"] = True
+        elif not fits:
+            config["enable_checkpointing"] = False
+        return super()._instantiate_trainer(config, callbacks)
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        if kwargs.get("weights_only") is None:
+            kwargs["weights_only"] = True
+        if subcommand in ("validate", "test"):
+            kwargs["verbose"] = False  # Summary shows the same, once
+        return kwargs
+
+    def after_fit(self) -> None:
+        """Test the best weights, as a run ends with its numbers on the novel data."""
+        best = next((c for c in self.trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)), None)
+        wanted = self._get(self.config, "test_after_fit") and not self.trainer.fast_dev_run  # type: ignore[attr-defined]
+        if wanted and best is not None and best.best_model_path and self.trainer.state.finished:
+            rank_zero_info(f"Testing {best.best_model_path}")
+            self.trainer.test(
+                self.model, self.datamodule, ckpt_path=best.best_model_path, weights_only=True, verbose=False
+            )
+
+
+def run(args: Sequence[str] | None = None, *, execute: bool = True) -> ZooCLI:
+    """Parse ``args`` (default: the command line) and run its subcommand; return the CLI.
+
+    With ``execute=False`` the words name no subcommand and only the objects are built.
+    """
+    catalogue.import_families()
+    stay_offline_without_wandb_account()
+    return ZooCLI(
+        LightningModule,
+        LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        auto_configure_optimizers=False,
+        parser_class=ZooParser,
+        save_config_callback=SaveConfig,
+        save_config_kwargs={"overwrite": True},
+        seed_everything_default=0,
+        trainer_defaults={"use_distributed_sampler": False, "log_every_n_steps": 10},
+        parser_kwargs={"prog": "python -m zoo"},
+        load_from_checkpoint_support=False,  # instantiate_classes stores the same for every module
+        args=None if args is None else with_config_paths(args),
+        run=execute,
+    )
+
+
+def with_config_paths(args: Sequence[str]) -> list[str]:
+    """Replace short config names after ``--config`` by the files they stand for.
+
+    Raises:
+        SystemExit: if a name fits no file, with the closest ones.
+    """
+    result: list[str] = []
+    for word in args:
+        flag, equals, value = word.partition("=")
+        if result and result[-1] in ("--config", "-c"):
+            result.append(_config_file(word))
+        elif equals and flag == "--config":
+            result.append(f"--config={_config_file(value)}")
+        else:
+            result.append(word)
+    return result
+
+
+def _config_file(name: str) -> str:
+    if name.lstrip().startswith("{"):
+        return name
+    try:
+        return str(catalogue.find_config(name))
+    except FileNotFoundError as error:
+        raise SystemExit(f"python -m zoo: error: {error}") from None
+
+
+def stay_offline_without_wandb_account() -> None:
+    """W&B writes to disk alone unless an account is set up: a newcomer is never asked for one."""
+    netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    known = "WANDB_API_KEY" in os.environ or (netrc.is_file() and "wandb" in netrc.read_text(encoding="utf-8"))
+    if not known:
+        os.environ.setdefault("WANDB_MODE", "offline")
+
+
+def _suggestion(message: str) -> str:
+    """The closest known names to the unknown one that a parser's message quotes, or an empty string."""
+    patterns = (
+        r"Option '([\w.]+)' is not accepted",
+        r"Key '([\w.]+)' is not expected",
+        r"[Uu]nrecognized arguments: -*([\w.]+)",
+        r"Expected a dot import path string: ([\w.]+)",
+        r"class_path '?([\w.]+)'?",
+    )
+    unknown = next((m.group(1) for p in patterns if (m := re.search(p, message))), None)
+    if unknown is None:
+        return ""
+    last = unknown.rpartition(".")[2]
+    close = [name for name in difflib.get_close_matches(last, _known_names(), n=3) if name != last]
+    return f"\nDid you mean {' or '.join(close)}?" if close else ""
+
+
+def _known_names() -> set[str]:
+    """Class and argument names of the zoo's own classes and of the Trainer."""
+    names = set(inspect.signature(Trainer).parameters)
+    todo: list[type] = [LightningModule, LightningDataModule]
+    modules = [m for name, m in list(sys.modules.items()) if name.startswith(("zoo.", "datamodules."))]
+    for module in modules:
+        todo += [c for c in vars(module).values() if inspect.isclass(c) and c.__module__.startswith(("zoo", "datamod"))]
+    for cls in todo:
+        names.add(cls.__name__)
+        names.update(p for p in inspect.signature(cls).parameters if p not in ("args", "kwargs"))
+    return names
+
+

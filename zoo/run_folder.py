@@ -1,0 +1,46 @@
+"""The run folder ``runs/<config>/version_<n>/``: its logger, and how a later command finds it again."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.loggers.csv_logs import _ExperimentWriter
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+
+class _ContinuedWriter(_ExperimentWriter):
+    """Keeps the rows that an earlier part of the same run has written."""
+
+    def _check_log_dir_exists(self) -> None:
+        file = Path(self.log_dir) / self.NAME_METRICS_FILE
+        if file.is_file():
+            with file.open(newline="") as lines:
+                self.metrics_keys = list(csv.DictReader(lines).fieldnames or [])
+
+
+class RunLogger(CSVLogger):
+    """CSVLogger whose ``metrics.csv`` goes on where a resumed run stopped."""
+
+    @property
+    def experiment(self) -> Any:
+        if self._experiment is None and getattr(rank_zero_only, "rank", 0) == 0:
+            Path(self.log_dir).mkdir(parents=True, exist_ok=True)
+            self._experiment = _ContinuedWriter(log_dir=self.log_dir)
+        return super().experiment
+
+    def log_hyperparams(self, params: Any = None) -> None:
+        """Nothing: the run folder's ``config.yaml`` holds them."""
+
+
+def find_checkpoint(runs: Path, which: str) -> Path | None:
+    """The newest ``last.ckpt`` or ``best.ckpt`` below ``runs/version_*/checkpoints``; None without any."""
+    files = list(runs.glob(f"version_*/checkpoints/{which}.ckpt"))
+    return max(files, key=lambda file: file.stat().st_mtime, default=None)
+
+
+def version_of(checkpoint: Path, runs: Path) -> str | None:
+    """``version_<n>`` if the checkpoint lies in a run folder of ``runs``."""
+    parents = checkpoint.resolve().parents
+    inside = len(parents) > 2 and parents[0].name == "checkpoints" and parents[2] == runs.resolve()
+    return parents[1].name if inside else None
