@@ -26,7 +26,7 @@ class PairBatch(NamedTuple):
 
 
 class EpisodeBatch(NamedTuple):
-    """Whole episodes with their images.
+    """Whole episodes with their images, to train on or to look at.
 
     ``support`` [E, S, C, H, W], ``support_label`` [E, S] int64 in [0, N), ``query`` [E, U, C, H, W],
     ``query_label`` [E, U] int64, ``way`` the number of classes N.

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.batches import EpisodeRows, PoolBatch
+from datamodules.batches import EpisodeBatch, EpisodeRows, PoolBatch
 from datamodules.degrade import Degrade
 from datamodules.images import ImageStore, Pools
 from datamodules.loaders import Keys
@@ -246,6 +246,24 @@ class PoolImages:
             at = torch.from_numpy(hard)
             image[at] = self.degrade(image[at], key(self.seed, ids[hard] - held), self.bank)
         return PoolBatch(image, torch.from_numpy(row), len(self.ids))
+
+
+class ExampleEpisode:
+    """The first of some episodes with its images, to look at: a keyed data set of one ``EpisodeBatch``."""
+
+    def __init__(self, pool: PoolImages, episodes: EpisodeSet) -> None:
+        self.pool, self.episodes = pool, episodes
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitems__(self, keys: Keys) -> EpisodeBatch:
+        rows = self.episodes.__getitems__([(0, 0)])
+        support, query = (
+            self.pool.__getitems__([(0, row) for row in side[0].tolist()]).image[None]
+            for side in (rows.support, rows.query)
+        )
+        return EpisodeBatch(support, rows.support_label, query, rows.query_label, rows.way)
 
 
 def tabulate(pools: Pools, specs: Sequence[EpisodeSpec]) -> tuple[np.ndarray, list[EpisodeSet]]:

@@ -2,229 +2,30 @@
 
 import hashlib
 import math
-from abc import ABC, abstractmethod
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
-from torchvision.transforms import v2
 
-from datamodules.batches import BaseBatch, EpisodeBatch, ImageBatch, PairBatch
 from datamodules.degrade import Degrade
 from datamodules.episodes import (
     EpisodeSet,
     EpisodeSpec,
+    ExampleEpisode,
     PoolImages,
     check_episodes,
-    gather,
     images,
-    sample_episodes,
     tabulate,
 )
 from datamodules.images import FewShotSet, ImageStore, Pools, Split
-from datamodules.loaders import KeyedBatchSampler, Keys, ResumableLoader
-from datamodules.pairs import check_pairs, sample_pairs
-from datamodules.streams import key, uniform
-
-# Part of a key that tells the uses of one (seed, epoch, index) apart.
-_CHOOSE, _AUGMENT, _DEGRADE = range(3)
-
-
-class Augment(ABC):
-    """A random change of images that depends on each image and its key alone."""
-
-    @abstractmethod
-    def __call__(self, image: Tensor, keys: np.ndarray) -> Tensor:
-        """uint8 [B, C, H', W'] for ``image`` [B, C, H, W] uint8 and ``keys`` [B] uint64."""
-
-
-class TorchvisionAugment(Augment):
-    """Random resized crop, AutoAugment (ImageNet policy), colour jitter and horizontal flip, image by image.
-
-    The defaults are the usual recipe for few-shot training at 84 px. CRLNet's queries (official code) have
-    ``autoaugment=True, jitter=0, flip=False``.
-
-    Args:
-        size: side of the images that come out, in pixels.
-        scale: range of the crop's area, as a fraction of the image's.
-        autoaugment: apply a random sub-policy of AutoAugment.
-        jitter: strength of the change in brightness, contrast and saturation; 0 for none.
-        flip: mirror half of the images.
-    """
-
-    def __init__(
-        self,
-        size: int,
-        scale: tuple[float, float] = (0.08, 1.0),
-        autoaugment: bool = False,
-        jitter: float = 0.4,
-        flip: bool = True,
-    ) -> None:
-        steps: list[torch.nn.Module] = [v2.RandomResizedCrop(size, scale, antialias=True)]
-        steps += [v2.AutoAugment()] * autoaugment
-        steps += [v2.ColorJitter(jitter, jitter, jitter)] * (jitter > 0)
-        steps += [v2.RandomHorizontalFlip()] * flip
-        self.steps = v2.Compose(steps)
-
-    def __call__(self, image: Tensor, keys: np.ndarray) -> Tensor:
-        # torchvision draws from torch's global generator: seed it for each image, then put it back
-        with torch.random.fork_rng(devices=[]):
-            done = []
-            for one, seed in zip(image, keys.tolist(), strict=True):
-                torch.random.default_generator.manual_seed(seed)
-                done.append(self.steps(one))
-        return torch.stack(done)
-
-
-class TrainingBatches(ABC):
-    """What a method trains on; a keyed data set once ``setup`` has given it the base classes."""
-
-    batch_size: int
-    degrades = False
-
-    def setup(self, pools: Pools, seed: int, degrade: Degrade | None) -> None:
-        """Raises ``ValueError`` where the pools cannot serve."""
-        if self.degrades and degrade is None:
-            raise ValueError(f"{type(self).__name__} asks for degraded images, but degrade is null: give one")
-        self.pools, self.seed, self.degrade = pools, seed, degrade
-
-    @abstractmethod
-    def __len__(self) -> int: ...
-
-    @abstractmethod
-    def __getitems__(self, keys: Keys) -> Any: ...
-
-    def degraded(self, image: Tensor, keys: np.ndarray) -> Tensor:
-        assert self.degrade is not None
-        return self.degrade(image, keys, self.pools.support.image)
-
-
-class Images(TrainingBatches):
-    """Labelled images of the base classes (``ImageBatch``), of both pools where there are two.
-
-    Args:
-        batch_size: images of one rank's batch.
-        augment: a random change of each image.
-        degraded: share of the images that are degraded first, drawn anew in each epoch.
-    """
-
-    def __init__(self, batch_size: int, augment: Augment | None = None, degraded: float = 0.0) -> None:
-        if not 0 <= degraded <= 1:
-            raise ValueError(f"Images.degraded={degraded}: must lie in [0, 1]")
-        self.batch_size, self.augment, self.share, self.degrades = batch_size, augment, degraded, degraded > 0
-
-    def __len__(self) -> int:
-        return images(self.pools)
-
-    def __getitems__(self, keys: Keys) -> ImageBatch:
-        epoch, index = _parts(keys)
-        image, label = gather(self.pools, index)
-        chosen = uniform(key(self.seed, epoch, index, _CHOOSE), 1)[:, 0] < self.share
-        if chosen.any():
-            at = torch.from_numpy(chosen)
-            image[at] = self.degraded(image[at], key(self.seed, epoch, index[chosen], _DEGRADE))
-        if self.augment is not None:
-            image = self.augment(image, key(self.seed, epoch, index, _AUGMENT))
-        return ImageBatch(image, label)
-
-
-class Episodes(TrainingBatches):
-    """Episodes of base classes with their images (``EpisodeBatch``), new ones in each epoch.
-
-    Args:
-        spec: the episodes; ``spec.episodes`` of them make an epoch, over all ranks.
-        batch_episodes: episodes of one rank's batch.
-        augment: a random change of each image.
-    """
-
-    def __init__(self, spec: EpisodeSpec, batch_episodes: int = 1, augment: Augment | None = None) -> None:
-        self.spec, self.batch_size, self.augment = spec, batch_episodes, augment
-
-    def setup(self, pools: Pools, seed: int, degrade: Degrade | None) -> None:
-        self.degrades = self.spec.hard and pools.query is None
-        super().setup(pools if self.spec.hard else Pools(pools.support), seed, degrade)
-        check_episodes(self.pools, self.spec, "training")
-
-    def __len__(self) -> int:
-        return self.spec.episodes
-
-    def __getitems__(self, keys: Keys) -> EpisodeBatch:
-        epoch, index = _parts(keys)
-        support, support_label, query, query_label = sample_episodes(self.pools, self.spec, epoch, index)
-        place = np.arange(support.shape[1] + query.shape[1])
-        image_keys = key(self.seed, epoch, index[:, None], place)
-        cut, queries = support.shape[1], self.pools.query or self.pools.support
-        return EpisodeBatch(
-            self._images(self.pools.support, support, image_keys[:, :cut], hard=False),
-            torch.from_numpy(support_label),
-            self._images(queries, query, image_keys[:, cut:], hard=self.degrades),
-            torch.from_numpy(query_label),
-            self.spec.way,
-        )
-
-    def _images(self, store: ImageStore, rows: np.ndarray, keys: np.ndarray, hard: bool) -> Tensor:
-        image, flat = store.image[torch.from_numpy(rows.ravel())], keys.ravel()
-        if hard:
-            image = self.degraded(image, key(_DEGRADE, flat))
-        if self.augment is not None:
-            image = self.augment(image, key(_AUGMENT, flat))
-        return image.unflatten(0, rows.shape)
-
-
-class Pairs(TrainingBatches):
-    """Pairs of the same and of different base classes (``PairBatch``), as CRLNet trains on them.
-
-    Args:
-        batch_size: pairs of one rank's batch.
-        query: what the query image is: ``clean`` as stored, ``degraded``, or ``autoaugment`` (random resized
-            crop and AutoAugment, the official recipe). The support is as stored.
-    """
-
-    def __init__(self, batch_size: int, query: Literal["clean", "degraded", "autoaugment"] = "clean") -> None:
-        self.batch_size, self.query, self.degrades = batch_size, query, query == "degraded"
-
-    def setup(self, pools: Pools, seed: int, degrade: Degrade | None) -> None:
-        super().setup(pools, seed, degrade)
-        check_pairs(pools)
-        size = pools.support.image.shape[-1]
-        self.augment = TorchvisionAugment(size, autoaugment=True, jitter=0, flip=False)
-
-    def __len__(self) -> int:
-        return len((self.pools.query or self.pools.support).label)
-
-    def __getitems__(self, keys: Keys) -> PairBatch:
-        epoch, index = _parts(keys)
-        support, query, label = sample_pairs(self.pools, self.seed, epoch, index)
-        image = (self.pools.query or self.pools.support).image[torch.from_numpy(query)]
-        if self.query == "degraded":
-            image = self.degraded(image, key(self.seed, epoch, index, _DEGRADE))
-        elif self.query == "autoaugment":
-            image = self.augment(image, key(self.seed, epoch, index, _AUGMENT))
-        return PairBatch(self.pools.support.image[torch.from_numpy(support)], image, torch.from_numpy(label))
-
-
-class BaseImages:
-    """All images of the base classes as stored: a keyed data set of ``BaseBatch``.
-
-    Its length is the number of images rounded up to a multiple of ``world_size``; the surplus is not valid.
-    """
-
-    def __init__(self, pools: Pools, world_size: int) -> None:
-        self.pools, self.length = pools, math.ceil(images(pools) / world_size) * world_size
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitems__(self, keys: Keys) -> BaseBatch:
-        _, index = _parts(keys)
-        held = images(self.pools)
-        return BaseBatch(gather(self.pools, index % held)[0], torch.from_numpy(index < held))
+from datamodules.loaders import KeyedBatchSampler, ResumableLoader
+from datamodules.training import BaseImages, TrainingBatches
 
 
 class FewShot(LightningDataModule):
@@ -232,7 +33,7 @@ class FewShot(LightningDataModule):
 
     ``val_dataloader`` and ``test_dataloader`` are lists: the images that any episode needs (``PoolBatch``),
     with ``base_mean`` the base classes' images (``BaseBatch``), then the episodes of each spec in turn
-    (``EpisodeRows``). Every rank gets the whole pool, since each needs the whole table of features, and its
+    (``EpisodeRows``); a test ends with one episode to look at (``EpisodeBatch``), hard where a spec is. Every rank gets the whole pool, since each needs the whole table of features, and its
     share of the base images and of the episodes. Evaluation episodes are the same in every epoch and run.
 
     Args:
@@ -283,7 +84,12 @@ class FewShot(LightningDataModule):
         return len(self.pools["train"].support.classes)
 
     def setup(self, stage: str) -> None:
-        """Loads the splits that ``stage`` needs and checks everything that is asked of them."""
+        """Loads the splits that ``stage`` needs and checks everything that is asked of them.
+
+        Classes that two of the loaded splits share are an error. Only ``fit`` compares every split in use:
+        ``validate`` and ``test`` load no split for the comparison alone, and so train only for ``base_mean`` or as
+        clutter for degraded images.
+        """
         if stage == "predict":
             self._setup_predict()
         evaluated: dict[str, list[Split]] = {"fit": ["val", "test"], "validate": ["val"], "test": ["test"]}
@@ -396,7 +202,12 @@ class FewShot(LightningDataModule):
             rank_zero_info(f"limit_{split}_batches={limit} leaves at most {fits} episodes of each spec.")
             ids, episodes = tabulate(pools, [replace(s, episodes=min(s.episodes, fits)) for s in specs])
         bank = self.pools["train"].support.image if self._degrades(split) else None
-        return self._loaders(PoolImages(pools, ids, self.seed, self.degrade, bank), episodes)
+        pool = PoolImages(pools, ids, self.seed, self.degrade, bank)
+        loaders = self._loaders(pool, episodes)
+        if split == "test":
+            shown = next((some for some, spec in zip(episodes, specs, strict=True) if spec.hard), episodes[0])
+            loaders.append(ResumableLoader(ExampleEpisode(pool, shown), KeyedBatchSampler(1, 1, rank=0, world_size=1)))
+        return loaders
 
     def _loaders(self, pool: PoolImages, episodes: list[EpisodeSet]) -> list[ResumableLoader]:
         whole = KeyedBatchSampler(len(pool), self.pool_batch_size, rank=0, world_size=1)
@@ -419,11 +230,6 @@ class FewShot(LightningDataModule):
         }
         batch = batch._replace(**done)
         return batch if self.trainer is None else self.trainer.precision_plugin.convert_input(batch)
-
-
-def _parts(keys: Keys) -> tuple[int, np.ndarray]:
-    """The epoch, which a batch's keys share, and the indices [B] int64."""
-    return keys[0][0], np.array([index for _, index in keys])
 
 
 def _visible(folder: Path, what: str) -> list[Path]:

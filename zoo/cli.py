@@ -37,7 +37,7 @@ class SaveConfig(SaveConfigCallback):
     """Saves the resolved config in the run folder, and to W&B under the key ``cli``."""
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        config = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        config = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
         for logger in trainer.loggers:
             if type(logger).__name__ == "WandbLogger":
                 logger.experiment.config.update({"cli": config}, allow_val_change=True)  # type: ignore[attr-defined]
@@ -238,5 +238,3 @@ def _known_names() -> set[str]:
         names.add(cls.__name__)
         names.update(p for p in inspect.signature(cls).parameters if p not in ("args", "kwargs"))
     return names
-
-

@@ -1,9 +1,7 @@
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -12,9 +10,9 @@ from torch import Tensor
 from datamodules.batches import BaseBatch, EpisodeBatch, EpisodeRows, ImageBatch, PairBatch, PoolBatch
 from datamodules.degrade import Degrade
 from datamodules.episodes import EpisodeSpec
-from datamodules.few_shot import Episodes, FewShot, Images, Pairs, TorchvisionAugment
+from datamodules.few_shot import FewShot
 from datamodules.images import ImageStore, Pools, Split
-from datamodules.streams import key
+from datamodules.training import Episodes, Images, Pairs
 
 FIRST = {"train": 0, "val": 60, "test": 110}
 
@@ -199,20 +197,6 @@ def test_pair_batches(query: Any) -> None:
     assert any(not torch.equal(a.support, b.support) for a, b in zip(found, later, strict=True))
 
 
-def test_augmentation_depends_on_the_key_alone() -> None:
-    image = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (6, 3, 20, 20), dtype=np.uint8))
-    keys = key(0, np.arange(6))
-    for augment in (TorchvisionAugment(12), TorchvisionAugment(12, autoaugment=True, jitter=0, flip=False)):
-        before = torch.random.get_rng_state()
-        found = augment(image, keys)
-        assert torch.equal(torch.random.get_rng_state(), before)
-        assert found.shape == (6, 3, 12, 12)
-        assert found.dtype == torch.uint8
-        assert torch.equal(augment(image[[4, 1]], keys[[4, 1]]), found[[4, 1]])
-        assert not torch.equal(augment(image, key(1, np.arange(6))), found)
-        assert torch.equal(pickle.loads(pickle.dumps(augment))(image, keys), found)
-
-
 class Watcher(LightningModule):
     """Keeps the batches as a method gets them."""
 
@@ -331,13 +315,19 @@ def test_mistakes_are_found_before_training(options: dict, message: str) -> None
         make(**options)
 
 
+def test_evaluation_compares_classes_with_train_where_it_loads_train() -> None:
+    with pytest.raises(ValueError, match="train and test splits share 4 classes, such as 'x0'"):
+        make(Tiny(prefix="x"), stage="test", base_mean=True)
+    assert list(make(Tiny(prefix="x"), stage="test").pools) == ["test"]
+
+
 def test_fit_needs_training_and_evaluation_does_not() -> None:
     with pytest.raises(ValueError, match="training is null"):
         FewShot(Tiny(), None, SPECS[:1], []).setup("fit")
     module = FewShot(Tiny(), None, [], SPECS[:1])
     module.setup("test")
     assert list(module.pools) == ["test"]
-    assert len(module.test_dataloader()) == 2
+    assert len(module.test_dataloader()) == 3
 
 
 def test_the_log_names_specs_and_hashes_classes(caplog: Any) -> None:

@@ -2,7 +2,6 @@
 
 import math
 import warnings
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -48,15 +47,6 @@ VARIANTS = {
     "slk_bo": {"method": "slk_bo", "laplacian": True},
     "clamped": {"laplacian": True, "clamp_support": True, "graph": "symmetric", "warm_start": True},
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Hundreds of tiny matrix products: on a busy machine handing them to threads takes ten times as long."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def synthetic(episodes: int, shot: int, queries: int = 15, seed: int = 0) -> tuple[Episode, Tensor]:

@@ -11,8 +11,9 @@ from torch import Tensor
 from datamodules.batches import EpisodeRows, PairBatch
 from datamodules.degrade import Degrade
 from datamodules.episodes import EpisodeSpec
-from datamodules.few_shot import Episodes, FewShot
+from datamodules.few_shot import FewShot
 from datamodules.omniglot import BundledOmniglot
+from datamodules.training import Episodes, Images
 from zoo.few_shot import BasePretraining, CRLNet, CRLNetHead, HeadComparison, ProtoNet
 from zoo.few_shot.crlnet import kshot_scores
 from zoo.few_shot.crlnet_network import pair_cosine
@@ -68,10 +69,9 @@ def test_protonet_learns_omniglot_beyond_its_start(tmp_path: Path) -> None:
     before = trainer.test(model, data, verbose=False)
     trainer.fit(model, data)
     after = trainer.test(model, data, verbose=False)
-    name = f"test/accuracy@{spec.name}/dataloader_idx_0"
-    name = name if name in before[0] else f"test/accuracy@{spec.name}"
-    assert before[0][name] < 75
-    assert after[0][name] > 85
+    gain = after[0][f"test/accuracy@{spec.name}"] - before[0][f"test/accuracy@{spec.name}"]
+    assert gain > 10
+    assert after[0][f"test/accuracy@{spec.name}"] > 75
 
 
 def test_crlnet_trains_its_head_and_nothing_of_the_backbone() -> None:
@@ -118,7 +118,7 @@ def test_one_shot_scores_are_the_cosines_of_each_pair() -> None:
     for query in range(4):
         for support in range(3):
             e_s, e_q = model.head(table[support][None], table[3 + query][None])
-            assert scores[0, query, support] == pytest.approx(pair_cosine(e_q, e_s).item(), abs=1e-5)
+            assert scores[0, query, support].item() == pytest.approx(pair_cosine(e_q, e_s).item(), abs=1e-5)
 
 
 def test_k_shot_fits_a_logistic_regression_for_each_query() -> None:
@@ -208,8 +208,6 @@ def test_base_mean_is_that_of_all_base_images(tmp_path: Path) -> None:
 
 
 def test_a_wrong_number_of_base_classes_is_named(tmp_path: Path) -> None:
-    from datamodules.few_shot import Images
-
     data = FewShot(BundledOmniglot(), Images(32), val=[], test=[])
     model = BasePretraining(Conv64F(1), 100, 28, {"a": cosine_head()}, "a")
     with pytest.raises(

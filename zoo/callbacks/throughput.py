@@ -14,7 +14,13 @@ class Throughput(Callback):
     Validation inside the epoch does not count. A sample is a row of the batch's first tensor.
     """
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._restart()  # an epoch that is resumed in the middle does not start again
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._restart()
+
+    def _restart(self) -> None:
         self._seconds, self._steps, self._samples, self._since = 0.0, 0, 0, perf_counter()
 
     def on_train_batch_end(
@@ -24,7 +30,7 @@ class Throughput(Callback):
         self._samples += next((len(part) for part in batch if torch.is_tensor(part)), 0)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.training or hasattr(self, "_since"):
+        if trainer.state.fn == "fit":
             self._seconds += perf_counter() - self._since
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
