@@ -216,11 +216,11 @@ def measure_evaluation(repeats: int) -> Iterator[Row]:
 def compare_evaluation(name: str, model: CRLNet, pools: Pools, timed: tuple[int, int, int], repeats: int) -> Row:
     """``timed``: episodes of our side, episodes of the reference and embedded images that are really timed."""
     ours, theirs, embedded = timed
-    model.eval()
     images = pools.support.image.float().div(127.5).sub(1)
+    calibrate(model, images[::20])
     spec = EpisodeSpec(WAY, SHOT, QUERY, episodes=ours)
-    drawn = [torch.from_numpy(x) for x in sample_episodes(pools, spec, 0, np.arange(ours))]
-    rows = EpisodeRows(*drawn, torch.arange(ours), WAY, spec.name)
+    s, s_label, q, q_label = (torch.from_numpy(x) for x in sample_episodes(pools, spec, 0, np.arange(ours)))
+    rows = EpisodeRows(s, s_label, q, q_label, torch.arange(ours), WAY, spec.name)
 
     def embed(count: int) -> Tensor:
         return torch.cat([model.embed(part) for part in images[:count].split(256)])
@@ -256,6 +256,17 @@ def compare_evaluation(name: str, model: CRLNet, pools: Pools, timed: tuple[int,
     return compare(f"evaluation: {name}; {scaled}", "s per 1,000 episodes", cached, repeated, repeats, time=True)
 
 
+@torch.no_grad()
+def calibrate(model: CRLNet, images: Tensor) -> None:
+    """Gives the untrained backbone's BatchNorm the images' statistics, without which all maps look alike."""
+    for module in model.backbone.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 1.0
+    model.backbone.train()
+    model.embed(images)
+    model.eval()
+
+
 def scores_pair_by_pair(model: CRLNet, images: Tensor, support: Tensor, query: Tensor) -> Tensor:
     """Cosines [U, S] of one episode when both images of every pair go through the backbone anew."""
     pairs = torch.cartesian_prod(query, support).split(model.pairs_at_once)
@@ -288,7 +299,7 @@ class Alternate(Callback):
     """Times blocks of the Trainer's steps and, after each, a block of a bare loop's; milliseconds per step."""
 
     def __init__(self, bare: Callable[[], None]) -> None:
-        self.bare, self.steps = bare, 0
+        self.bare, self.steps, self.since = bare, 0, 0.0
         self.ours: list[float] = []
         self.reference: list[float] = []
 

@@ -33,8 +33,9 @@ class FewShot(LightningDataModule):
 
     ``val_dataloader`` and ``test_dataloader`` are lists: the images that any episode needs (``PoolBatch``),
     with ``base_mean`` the base classes' images (``BaseBatch``), then the episodes of each spec in turn
-    (``EpisodeRows``); a test ends with one episode to look at (``EpisodeBatch``), hard where a spec is. Every rank gets the whole pool, since each needs the whole table of features, and its
-    share of the base images and of the episodes. Evaluation episodes are the same in every epoch and run.
+    (``EpisodeRows``); a test ends with one episode to look at (``EpisodeBatch``), hard where a spec is. Every
+    rank gets the whole pool, since each needs the whole table of features, and its share of the base images and
+    of the episodes. Evaluation episodes are the same in every epoch and run.
 
     Args:
         dataset: the classes, their images, and the images' mean and standard deviation.

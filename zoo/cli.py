@@ -5,6 +5,7 @@ import inspect
 import os
 import re
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -155,6 +156,7 @@ def run(args: Sequence[str] | None = None, *, execute: bool = True) -> ZooCLI:
 
     With ``execute=False`` the words name no subcommand and only the objects are built.
     """
+    quiet_known_warnings()
     catalogue.import_families()
     stay_offline_without_wandb_account()
     return ZooCLI(
@@ -173,6 +175,19 @@ def run(args: Sequence[str] | None = None, *, execute: bool = True) -> ZooCLI:
         args=None if args is None else with_config_paths(args),
         run=execute,
     )
+
+
+def quiet_known_warnings() -> None:
+    """Hide warnings of Lightning about itself and about what this command line does on purpose."""
+    for message in (
+        "LightningCLI's args parameter",
+        ".*LeafSpec.*is deprecated",
+        "Found .* in eval mode at the start of training",
+        ".*does not have many workers",
+        "(?s).*JsonargparseDeprecationWarning",
+        "(?s).*was deprecated in v4",
+    ):
+        warnings.filterwarnings("ignore", message=message)
 
 
 def with_config_paths(args: Sequence[str]) -> list[str]:

@@ -60,7 +60,7 @@ def test_run_folder_holds_config_metrics_checkpoints_results_and_figures(fitted:
         "figures/episode.png",
     }
     config = yaml.safe_load((folder / "config.yaml").read_text())
-    assert config["model"]["class_path"] == "zoo.few_shot.crlnet.CRLNet"
+    assert config["model"]["class_path"] == "zoo.few_shot.CRLNet"
     with (folder / "results.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     assert [(r["episodes"], r["head"]) for r in rows] == [

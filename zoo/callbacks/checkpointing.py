@@ -66,4 +66,4 @@ class KeepLast(Checkpoint):
         if trainer.fast_dev_run or trainer.log_dir is None:  # type: ignore[attr-defined]
             return
         self._saved_step = trainer.global_step
-        trainer.save_checkpoint(Path(trainer.log_dir) / "checkpoints" / "last.ckpt")
+        trainer.save_checkpoint(Path(trainer.log_dir) / "checkpoints" / "last.ckpt", weights_only=False)

@@ -48,7 +48,7 @@ class Summary(Callback):
             table = Table(*results[0], title="Test results")
             for row in results:
                 table.add_row(*(f"{value:.2f}" if isinstance(value, float) else str(value) for value in row.values()))
-            Console().print(table)
+            _console().print(table)
             if trainer.log_dir is not None:
                 _write(Path(trainer.log_dir) / "results.csv", results)
         self._show(trainer, "test", {})
@@ -61,7 +61,13 @@ class Summary(Callback):
             table.add_row(name, value)
         if trainer.log_dir is not None:
             table.add_row("files", str(trainer.log_dir))
-        Console().print(table)
+        _console().print(table)
+
+
+def _console() -> Console:
+    """Wide enough for a table of results where the output is a file and has no width."""
+    console = Console()
+    return console if console.is_terminal else Console(width=120)
 
 
 def _write(file: Path, rows: Sequence[dict[str, Any]]) -> None:

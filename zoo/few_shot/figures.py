@@ -45,7 +45,7 @@ def _show(ax: "Axes", image: Tensor, frame: str) -> None:
     image = image.detach().float().cpu()
     low, high = image.amin(), image.amax()
     pixels = ((image - low) / (high - low).clamp(min=1e-6)).permute(1, 2, 0)
-    ax.imshow(pixels.squeeze(-1), cmap="gray", vmin=0, vmax=1)
+    ax.imshow(pixels.squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1)
     ax.set_axis_on()
     ax.set(xticks=[], yticks=[])
     for spine in ax.spines.values():
