@@ -7,6 +7,8 @@ import argparse
 import contextlib
 import copy
 import csv
+import io
+import logging
 import os
 import platform
 import statistics
@@ -143,7 +145,8 @@ def compare_data(name: str, root: Path, mode: str, size: int, repeats: int) -> I
     files = CsvSplit(str(root), size, channels)
     data = FewShot(files, Episodes(EpisodeSpec(WAY, SHOT, QUERY, episodes=ours)), val=[], test=[])
     start = perf_counter()
-    data.setup("fit")
+    with contextlib.redirect_stdout(io.StringIO()):  # the bar of the reading
+        data.setup("fit")
     yield f"{name}: our path first reads all {len(data.pools['train'].support.label)} files once, in "
     yield f"{perf_counter() - start:.2f} s (later runs map the kept pixels).\n"
     loader = data.train_dataloader()
@@ -279,7 +282,7 @@ def scores_pair_by_pair(model: CRLNet, images: Tensor, support: Tensor, query: T
 
 # --- trainer ----------------------------------------------------------------------------------------------------
 
-STEPS = 50  # of each block
+STEPS = 50  # of each figure
 
 
 class Prepared:
@@ -296,24 +299,27 @@ class Prepared:
 
 
 class Alternate(Callback):
-    """Times blocks of the Trainer's steps and, after each, a block of a bare loop's; milliseconds per step."""
+    """Runs a bare loop's step after each of the Trainer's, and keeps the mean milliseconds of ``STEPS`` of each.
 
-    def __init__(self, bare: Callable[[], None]) -> None:
-        self.bare, self.steps, self.since = bare, 0, 0.0
+    Blocks of one kind would take seconds, in which the load of a busy machine changes.
+    """
+
+    def __init__(self, bare: Callable[[int], None]) -> None:
+        self.bare, self.steps, self.since = bare, 0, perf_counter()
         self.ours: list[float] = []
         self.reference: list[float] = []
 
     def on_train_batch_end(self, *_: Any) -> None:
-        self.steps += 1
-        if self.steps % STEPS:
-            return
         start = perf_counter()
-        if self.steps > STEPS:  # the first block is to warm up
-            self.ours.append((start - self.since) * 1000 / STEPS)
-        self.bare()
-        self.since = perf_counter()
-        if self.steps > STEPS:
-            self.reference.append((self.since - start) * 1000 / STEPS)
+        self.bare(self.steps)
+        end = perf_counter()
+        if self.steps >= STEPS:  # the steps before are to warm up
+            if self.steps % STEPS == 0:
+                self.ours.append(0.0)
+                self.reference.append(0.0)
+            self.ours[-1] += 1000 * (start - self.since) / STEPS
+            self.reference[-1] += 1000 * (end - start) / STEPS
+        self.steps, self.since = self.steps + 1, perf_counter()
 
 
 class SaveTime(Callback):
@@ -356,14 +362,13 @@ def train(name: str, folder: str, repeats: int) -> tuple[Alternate, float]:
     plain.log = lambda *_, **__: None
     optimizer = plain.optimizer([p for p in plain.parameters() if p.requires_grad])
 
-    def bare() -> None:
-        for i, batch in enumerate(Prepared(batches, STEPS)):
-            optimizer.zero_grad()
-            plain.training_step(batch, i).backward()
-            optimizer.step()
+    def bare(step: int) -> None:
+        optimizer.zero_grad()
+        plain.training_step(batches[step % len(batches)], step).backward()
+        optimizer.step()
 
     timing, save = Alternate(bare), SaveTime()
-    cli.trainer.callbacks += [timing, save]
+    cli.trainer.callbacks += [timing, save]  # type: ignore[attr-defined]
     cli.trainer.fit(model, train_dataloaders=Prepared(batches, STEPS * (repeats + 1)))
     return timing, save.milliseconds
 
@@ -379,6 +384,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     warnings.simplefilter("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     print(f"`python benchmarks/few_shot.py {' '.join(sys.argv[1:])}`: {os.cpu_count()} CPUs ({platform.machine()}),")
     print(f"{args.threads} thread(s), torch {torch.__version__}; medians (min-max), no worker processes.\n")
     print("| what | unit | ours | reference | ours is |\n| --- | --- | --- | --- | --- |")

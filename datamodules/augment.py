@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datamodules.degrade import Degrade, Range
+
 
 class Augment(ABC):
     """A random change of images that depends on each image and its key alone."""
@@ -53,3 +55,22 @@ class TorchvisionAugment(Augment):
                 torch.random.default_generator.manual_seed(seed)
                 done.append(self.steps(one))
         return torch.stack(done)
+
+
+class RandomAffine(Augment):
+    """Random scale, shift and rotation of a whole batch in one sampling; an image's change depends on its key alone.
+
+    Args:
+        scale: range of the factor.
+        shift: greatest shift in each direction, as a fraction of half the side.
+        rotation: greatest rotation either way, in radians.
+        ink: beyond the edge lies black, for light ink; False mirrors the edge, for photographs.
+    """
+
+    def __init__(self, scale: Range = (0.8, 1.2), shift: float = 0.2, rotation: float = 0.25, ink: bool = True) -> None:
+        self.steps = Degrade(
+            scale, shift, rotation, clutter=0, occlusion=None, blur=None, brightness=None, noise=0.0, ink=ink
+        )
+
+    def __call__(self, image: Tensor, keys: np.ndarray) -> Tensor:
+        return self.steps(image, keys)

@@ -61,12 +61,18 @@ def accuracy_by_shots(results: Sequence[dict[str, Any]]) -> "Figure":
         if match := re.fullmatch(r"(\d+)w(\d+)s(.*)", row["episodes"]):
             way, shot, rest = match.groups()
             panels[f"{way}-way{rest}"][row["head"]].append((int(shot), row["accuracy"], row["ci95"]))
-    figure = Figure(figsize=(4.6 * len(panels), 3.6), layout="constrained")
+    figure = Figure(figsize=(4.2 * len(panels) + 1.6, 3.6), layout="constrained")
     for ax, (title, lines) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
-        for head, points in lines.items():
+        for i, (head, points) in enumerate(lines.items()):
             shot, accuracy, ci95 = zip(*sorted(points), strict=True)
-            ax.errorbar(shot, accuracy, ci95, label=head, marker=".", capsize=2)
-        ax.set(title=title, xlabel="shots", ylabel="accuracy (%)")
+            style = {"color": f"C{i % 10}", "linestyle": "-" if i < 10 else "--"}
+            ax.errorbar(shot, accuracy, ci95, label=head, marker=".", capsize=2, **style)
+        ax.set(
+            title=title,
+            xlabel="shots",
+            ylabel="accuracy (%)",
+            xticks=sorted({p[0] for points in lines.values() for p in points}),
+        )
         ax.grid(alpha=0.3)
-        ax.legend(fontsize="x-small")
+    ax.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1.02, 0.5))
     return figure
