@@ -63,9 +63,9 @@ def main() -> None:
     print(f"scores, largest difference: {(ours - score.flatten()).abs().max():.2e} (scores {score.flatten().tolist()})")
 
     losses = []
-    for model, loss in (
-        (theirs, lambda: theirs(support, query, label.float(), "train")),
-        (head, lambda: pair_loss(pair_cosine(*reversed(head(ours_s, ours_q))), label)),
+    for loss in (
+        lambda: theirs(support, query, label.float(), "train"),
+        lambda: pair_loss(pair_cosine(*reversed(head(ours_s, ours_q))), label),
     ):
         value = loss()
         value.backward()

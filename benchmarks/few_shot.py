@@ -384,7 +384,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     warnings.simplefilter("ignore")
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    for library in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(library).setLevel(logging.ERROR)
     print(f"`python benchmarks/few_shot.py {' '.join(sys.argv[1:])}`: {os.cpu_count()} CPUs ({platform.machine()}),")
     print(f"{args.threads} thread(s), torch {torch.__version__}; medians (min-max), no worker processes.\n")
     print("| what | unit | ours | reference | ours is |\n| --- | --- | --- | --- | --- |")

@@ -7,7 +7,7 @@ import pytest
 from zoo import catalogue
 from zoo.cli import run, with_config_paths
 
-NEEDS_OTHER_RUN = {"few_shot/crlnet_miniimagenet", "few_shot/crlnet_rdfsl", "few_shot/crlnet_strokes"}
+NEEDS_OTHER_RUN = {"few_shot/crlnet_miniimagenet", "few_shot/crlnet_strokes"}
 
 
 def test_a_name_taken_twice_is_an_error() -> None:

@@ -74,7 +74,7 @@ def test_a_strangers_pickle_is_not_run(tmp_path: Path) -> None:
 
 def test_the_bundled_backbone_measures_what_the_catalogue_says(tmp_path: Path) -> None:
     model = HeadComparison(
-        Conv64F(1, pools=2),
+        Conv64F(1, pools=3),
         {"cosine": NearestCentroid("UN", "cosine")},
         "cosine",
         init_from="few_shot/conv64f_omniglot",
@@ -83,7 +83,7 @@ def test_the_bundled_backbone_measures_what_the_catalogue_says(tmp_path: Path) -
     trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path)
     trainer.test(model, FewShot(BundledOmniglot(), None, val=[], test=specs, degrade=Degrade()), verbose=False)
     clean, hard = (row["accuracy"] for row in model.results())
-    assert (clean, hard) == (pytest.approx(89.70, abs=0.03), pytest.approx(77.16, abs=0.03))
+    assert (clean, hard) == (pytest.approx(88.79, abs=0.03), pytest.approx(76.57, abs=0.03))
     stated = next(c.metrics for c in catalogue.checkpoints() if c.name == "few_shot/conv64f_omniglot")
     assert f"{clean:.2f}" in stated
     assert f"{hard:.2f}" in stated

@@ -10,13 +10,13 @@ def main(args: Sequence[str] | None = None) -> None:
 
     arguments = list(sys.argv[1:] if args is None else args)
     with light_imports():
-        from zoo import listing
+        from zoo import catalogue, cli, listing
+
+        catalogue.import_families()
     if arguments[:1] == ["list"]:
         listing.run(arguments[1:])
-        return
-    with light_imports():
-        from zoo.cli import run
-    run(arguments)
+    else:
+        cli.run(arguments)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ class ZooParser(LightningArgumentParser):
 
 
 class SaveConfig(SaveConfigCallback):
-    """Saves the resolved config in the run folder, and to W&B under the key ``cli``."""
+    """Saves the resolved config in the run folder (a fit's as ``config.yaml``), and to W&B under the key ``cli``."""
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         config = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
@@ -57,6 +57,8 @@ class ZooCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         mode = self._get(self.config, "monitor_mode")
+        if self.subcommand not in (None, "fit"):
+            self.save_config_kwargs["config_filename"] = f"{self.subcommand}.yaml"
         if mode not in ("max", "min"):
             self.parser.error(f"monitor_mode must be max or min, got {mode!r}")
 
@@ -66,6 +68,10 @@ class ZooCLI(LightningCLI):
             return
         self.subcommand = self.config["subcommand"]
         config = self.config[self.subcommand]
+        if self.subcommand == "fit" and Path(config.get("ckpt_path") or "").stem == "best":
+            self.parser.error(
+                "ckpt_path: best.ckpt holds weights only; resume from last, or start from it by init_from"
+            )
         if config.get("ckpt_path") in ("last", "best"):
             which = config["ckpt_path"]
             found = find_checkpoint(self._runs, which)
@@ -115,7 +121,6 @@ class ZooCLI(LightningCLI):
         if isinstance(seed, int):
             callbacks.append(StepSeed(seed))
         if fits and config["enable_checkpointing"] is not False and not config["fast_dev_run"]:
-            callbacks.append(KeepLast(self._get(self.config, "checkpoint_every")))
             if monitor is not None:
                 mode = self._get(self.config, "monitor_mode")
                 callbacks.append(
@@ -127,6 +132,8 @@ class ZooCLI(LightningCLI):
                         enable_version_counter=False,
                     )
                 )
+            # after the best checkpoint's callback, so that last.ckpt knows this epoch's best
+            callbacks.append(KeepLast(self._get(self.config, "checkpoint_every")))
             config["enable_checkpointing"] = True
         elif not fits:
             config["enable_checkpointing"] = False

@@ -3,10 +3,10 @@
 import argparse
 from collections.abc import Sequence
 
-from rich.console import Console
 from rich.table import Table
 
 from zoo import catalogue
+from zoo.console import console
 
 
 def run(args: Sequence[str]) -> None:
@@ -14,11 +14,10 @@ def run(args: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m zoo list", description="Show what the zoo holds.")
     parser.add_argument("what", nargs="?", choices=["methods", "configs", "checkpoints"], help="only this table")
     what = parser.parse_args(args).what
-    console = Console()
     tables = {"methods": _methods, "configs": _configs, "checkpoints": _checkpoints}
     for name, table in tables.items():
         if what in (None, name):
-            console.print(table())
+            console().print(table())
 
 
 def _methods() -> Table:

@@ -24,7 +24,7 @@ def load(name: str) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: names the catalogue's checkpoints if nothing fits.
-        ValueError: if a file's sha256 is not the catalogue's.
+        ValueError: if a file's sha256 is not the catalogue's, or a file holds no state dict.
     """
     return _read(locate(name))
 
@@ -62,7 +62,10 @@ def _read(path: Path) -> dict[str, Tensor]:
 
         return load_file(path)
     content = torch.load(path, map_location="cpu", weights_only=True)
-    return content.get("state_dict", content)
+    state = content.get("state_dict", content) if isinstance(content, dict) else content
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{path} holds neither a state dict of tensors nor one under the key state_dict")
+    return state
 
 
 def init_from(module: nn.Module, name: str, prefix: str = "") -> None:

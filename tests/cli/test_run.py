@@ -1,6 +1,7 @@
 """``python -m zoo`` in this process: run folders, resuming, errors, predictions."""
 
 import csv
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +24,16 @@ class Killed(Exception):
 
 
 class KillAt(Callback):
-    """Raises before a step starts, as a crash would."""
+    """Raises before a step starts, as a crash would, or presses Ctrl-C."""
 
-    def __init__(self, step: int) -> None:
-        self.step = step
+    def __init__(self, step: int, press: bool = False) -> None:
+        self.step, self.press = step, press
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if trainer.global_step == self.step:
-            raise Killed
+            if not self.press:
+                raise Killed
+            signal.raise_signal(signal.SIGINT)
 
 
 def fit(folder: Path, *args: str) -> ZooCLI:
@@ -84,26 +87,31 @@ def test_a_run_folder_is_a_place_to_start_from(fitted: tuple[Path, ZooCLI]) -> N
     assert "backbone.blocks.0.0.weight" in from_run
 
 
-def test_killed_in_mid_epoch_and_resumed_ends_with_the_same_weights(
-    fitted: tuple[Path, ZooCLI], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("press", "saved"), [(False, 8), (True, 10)])
+def test_stopped_in_mid_epoch_and_resumed_ends_with_the_same_weights(
+    press: bool, saved: int, fitted: tuple[Path, ZooCLI], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = ZooCLI._instantiate_trainer
+    original, stop = ZooCLI._instantiate_trainer, KillAt(9, press)
     monkeypatch.setattr(
-        ZooCLI, "_instantiate_trainer", lambda self, config, callbacks: original(self, config, [*callbacks, KillAt(9)])
+        ZooCLI, "_instantiate_trainer", lambda self, config, callbacks: original(self, config, [*callbacks, stop])
     )
-    with pytest.raises(Killed):
+    with pytest.raises(SystemExit if press else Killed):
         fit(tmp_path, "--checkpoint_every", "4")
     monkeypatch.undo()
     last = tmp_path / "tiny" / "version_0" / "checkpoints" / "last.ckpt"
-    assert torch.load(last, weights_only=True)["global_step"] == 8  # 6 steps an epoch: in the middle of the second
+    state = torch.load(last, weights_only=True)
+    assert state["global_step"] == saved  # 6 steps an epoch: in the middle of the second
+    best = next(v for k, v in state["callbacks"].items() if k.startswith("ModelCheckpoint"))
+    assert best["best_model_score"] is not None
+    assert Path(best["best_model_path"]).is_file()
     resumed = fit(tmp_path, "--ckpt_path", "last")
     assert resumed.trainer.log_dir.endswith("version_0")
     ended = last_weights(tmp_path)
     for name, value in last_weights(fitted[0]).items():
         assert torch.equal(value, ended[name]), name
     with (tmp_path / "tiny" / "version_0" / "metrics.csv").open() as stream:
-        epochs = {row["epoch"] for row in csv.DictReader(stream)}
-    assert {"0", "1"} <= epochs
+        validated = [row["epoch"] for row in csv.DictReader(stream) if row["val/accuracy@5w1s-hard"]]
+    assert validated == ["0", "1"]
 
 
 def test_the_users_config_wins_over_the_checkpoints(fitted: tuple[Path, ZooCLI]) -> None:
@@ -135,6 +143,7 @@ def test_resuming_without_a_run_starts_from_the_beginning(tmp_path: Path) -> Non
         (["--data.init_args.dataset=BundledOmniglott"], "Did you mean BundledOmniglot"),
         (["--monitor_mode=up"], "monitor_mode must be max or min, got 'up'"),
         (["--ckpt_path=nowhere.ckpt"], "'nowhere.ckpt' does not exist"),
+        (["--ckpt_path=best"], "best.ckpt holds weights only; resume from last"),
     ],
 )
 def test_mistakes_are_named_with_the_nearest_right_word(
@@ -177,6 +186,8 @@ def test_predict_writes_names_and_probabilities(fitted: tuple[Path, ZooCLI], tmp
     with (fitted[0] / "tiny" / "version_0" / "predictions.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     assert [Path(r["file"]).stem for r in rows] == ["character01", "character02", "character03"]
+    config = yaml.safe_load((fitted[0] / "tiny" / "version_0" / "config.yaml").read_text())
+    assert config["data"]["init_args"]["predict_query"] is None  # still the fit's, not the prediction's
     for row in rows:
         probability = {k: float(v) for k, v in row.items() if k.startswith("character")}
         assert sum(probability.values()) == pytest.approx(1, abs=1e-5)

@@ -98,14 +98,15 @@ def protonet() -> LightningModule:
 
 
 def crlnet() -> LightningModule:
-    return CRLNet(
+    module = CRLNet(
         Pixels(),
         28,
-        head=lambda channels, size: CRLNetHead(
-            channels, size, heads=2, hidden=8, mlp_hidden=8, dropout=0.0, mode="no_correlation"
-        ),
+        head=lambda channels, size: CRLNetHead(channels, size, heads=2, hidden=8, mlp_hidden=8, dropout=0.0),
         optimizer=lambda p: torch.optim.SGD(p, lr=0.1),
     )
+    norm = module.head.layers[0].filters[0].norm.eval()
+    norm.train = lambda mode=True: norm  # type: ignore[method-assign]
+    return module
 
 
 def train(ranks: int, folder: Path, kind: str) -> dict[str, torch.Tensor]:

@@ -4,7 +4,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from zoo.few_shot.crlnet_layers import correlation_map, filter_correlation
+from zoo.few_shot.crlnet_layers import filter_correlation
+
+
+def correlation_map(support: Tensor, query: Tensor) -> Tensor:
+    """R_q[b, i, j, x, y] = sum_c support[b, c, i, j] query[b, c, x, y] for maps [B, C, h, w] (official code).
+
+    Called with the arguments exchanged it gives R_s, the same numbers with the pairs of axes exchanged.
+    """
+    return torch.einsum("bcij,bcxy->bijxy", support, query)
 
 
 def tokens(maps: Tensor) -> Tensor:

@@ -170,6 +170,34 @@ def test_results_are_paired_on_the_same_episodes() -> None:
     assert row["ci95"] > 1
 
 
+def test_k_shot_scores_do_not_lose_digits_in_a_bfloat16_run() -> None:
+    generator = torch.Generator().manual_seed(0)
+    e_s, e_q = (torch.randn(1, 8, 5, 16, generator=generator) for _ in range(2))
+    exact = kshot_scores(e_s, e_q, torch.arange(5)[None], way=5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = kshot_scores(e_s, e_q, torch.arange(5)[None], way=5)
+    assert torch.equal(exact, mixed)
+
+
+def test_uint8_images_are_refused() -> None:
+    images = torch.zeros(2, 1, 28, 28, dtype=torch.uint8)
+    for call in (small_crlnet().embed, small_crlnet()):
+        with pytest.raises(TypeError, match=r"images are torch.uint8: scale them"):
+            call(images)
+
+
+def test_a_checkpoint_of_the_official_code_loads_and_another_backbone_is_refused(tmp_path: Path) -> None:
+    source = small_crlnet()
+    names = {f"layers.0.represent.mlp.{i}": f"mlp.0.layers.{i}" for i in range(3)}
+    state = {f"module.feature_extractor.{k}": v for k, v in source.backbone.state_dict().items()}
+    torch.save({**state, f"module.{names['layers.0.represent.mlp.0']}.weight": torch.zeros(1)}, tmp_path / "part.pt")
+    with pytest.raises(RuntimeError, match="Missing key"):
+        small_crlnet(official_checkpoint=str(tmp_path / "part.pt"))
+    torch.save({"nothing.weight": torch.zeros(1)}, tmp_path / "none.pt")
+    with pytest.raises(ValueError, match="no weight of CRLNet's head"):
+        small_crlnet(official_checkpoint=str(tmp_path / "none.pt"))
+
+
 def test_unknown_main_head_is_named() -> None:
     with pytest.raises(ValueError, match="main_head is 'b', but the heads are a"):
         HeadComparison(Conv64F(1), {"a": cosine_head()}, main_head="b")

@@ -25,8 +25,9 @@ class Figures(Callback):
     """Saves the module's figures after a fit and a test, and the training curves after a fit, as PNG files."""
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero and trainer.log_dir is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            folder = Path(trainer.log_dir)
+        log_dir = trainer.log_dir  # a broadcast: all ranks must ask
+        if trainer.is_global_zero and log_dir is not None and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            folder = Path(log_dir)
             for logger in trainer.loggers:
                 logger.save()
             if (folder / "metrics.csv").is_file():
@@ -34,8 +35,9 @@ class Figures(Callback):
             self._draw(folder, pl_module)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero and trainer.log_dir is not None:
-            self._draw(Path(trainer.log_dir), pl_module)
+        log_dir = trainer.log_dir
+        if trainer.is_global_zero and log_dir is not None:
+            self._draw(Path(log_dir), pl_module)
 
     def _draw(self, folder: Path, pl_module: LightningModule) -> None:
         if isinstance(pl_module, Draws):

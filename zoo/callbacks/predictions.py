@@ -19,9 +19,10 @@ class PredictionTable(Callback):
         self._rows.extend(outputs or [])
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        log_dir = trainer.log_dir  # a broadcast: all ranks must ask
         if not self._rows or not trainer.is_global_zero:
             return
-        file = Path(trainer.log_dir or ".") / "predictions.csv"
+        file = Path(log_dir or ".") / "predictions.csv"
         file.parent.mkdir(parents=True, exist_ok=True)
         with file.open("w", newline="", encoding="utf-8") as stream:
             writer = csv.DictWriter(stream, fieldnames=list(self._rows[0]))

@@ -8,8 +8,9 @@ from typing import Any, Protocol, runtime_checkable
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from rich.console import Console
 from rich.table import Table
+
+from zoo.console import console
 
 
 @runtime_checkable
@@ -43,31 +44,27 @@ class Summary(Callback):
         self._show(trainer, "fit", rows)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        log_dir = trainer.log_dir  # a broadcast: all ranks must ask
         results = list(pl_module.results()) if isinstance(pl_module, Reports) else []
         if results and trainer.is_global_zero:
             table = Table(*results[0], title="Test results")
             for row in results:
                 table.add_row(*(f"{value:.2f}" if isinstance(value, float) else str(value) for value in row.values()))
-            _console().print(table)
-            if trainer.log_dir is not None:
-                _write(Path(trainer.log_dir) / "results.csv", results)
+            console().print(table)
+            if log_dir is not None:
+                _write(Path(log_dir) / "results.csv", results)
         self._show(trainer, "test", {})
 
     def _show(self, trainer: Trainer, stage: str, rows: dict[str, str]) -> None:
+        log_dir = trainer.log_dir
         if not trainer.is_global_zero:
             return
         table = Table(title=f"{stage} finished", show_header=False)
         for name, value in {**rows, "seconds": f"{perf_counter() - self._start:.0f}"}.items():
             table.add_row(name, value)
-        if trainer.log_dir is not None:
-            table.add_row("files", str(trainer.log_dir))
-        _console().print(table)
-
-
-def _console() -> Console:
-    """Wide enough for a table of results where the output is a file and has no width."""
-    console = Console()
-    return console if console.is_terminal else Console(width=120)
+        if log_dir is not None:
+            table.add_row("files", str(log_dir))
+        console().print(table)
 
 
 def _write(file: Path, rows: Sequence[dict[str, Any]]) -> None:

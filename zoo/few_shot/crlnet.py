@@ -11,14 +11,16 @@ from torch.nn.functional import cross_entropy
 from datamodules.batches import EpisodeBatch, EpisodeRows, PairBatch
 from zoo.catalogue import register
 from zoo.few_shot.crlnet_network import CRLNetHead, pair_cosine, pair_loss
-from zoo.few_shot.evaluation import FewShotModule
+from zoo.few_shot.crlnet_official import load_official_state
+from zoo.few_shot.evaluation import FewShotModule, check_images
 from zoo.few_shot.heads import Head, class_means, logistic_regression
 from zoo.nn import Backbone
+from zoo.pretrained import load
 
 KShot = Literal["logreg", "mean_cosine", "centroid"]
 
 
-def adamw(parameters: Any) -> torch.optim.Optimizer:
+def official_adamw(parameters: Any) -> torch.optim.Optimizer:
     """The official optimiser: AdamW, learning rate 1e-3, weight decay 0.05 on everything."""
     return torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.05)
 
@@ -44,6 +46,7 @@ class CRLNet(FewShotModule):
         loss: ``mse`` (official) or ``bce`` on ``PairBatch``es; ``EpisodeBatch``es are trained with the softmax over
             an episode's cosines divided by ``temperature``, whatever ``loss`` says.
         kshot: ``logreg``, ``mean_cosine`` or ``centroid``.
+        official_checkpoint: weights of the official code, head and backbone, in place of ``init_from``.
         query_per_class: average a query's embedding over the pairs with each class apart (official: over all).
         backbone_train_mode: the official code's frozen backbone is in train mode while the head trains, so its
             dropout is active and its BatchNorm statistics drift.
@@ -69,7 +72,8 @@ class CRLNet(FewShotModule):
         pairs_at_once: int = 128,
         pooling: Literal["average", "flatten"] = "average",
         init_from: str | None = None,
-        optimizer: OptimizerCallable = adamw,
+        official_checkpoint: str | None = None,
+        optimizer: OptimizerCallable = official_adamw,
         scheduler: LRSchedulerCallable | None = None,
         scheduler_interval: Literal["epoch", "step"] = "epoch",
     ) -> None:
@@ -82,7 +86,29 @@ class CRLNet(FewShotModule):
         self.query_per_class = query_per_class
         self.backbone_train_mode = backbone_train_mode
         self.pairs_at_once = pairs_at_once
+        if official_checkpoint is not None:
+            self._load_official(official_checkpoint)
         self.train(self.training)
+
+    def _load_official(self, name: str) -> None:
+        backbone = load_official_state(self.head, load(name))
+        missing, unexpected = self.backbone.load_state_dict(backbone, strict=False)
+        missing = [
+            key for key in missing if not key.endswith("drop.calls")
+        ]  # official DropBlock counters are not saved
+        if missing or unexpected:
+            raise ValueError(
+                f"official_checkpoint {name!r} has another backbone: "
+                f"missing {missing[:3]}, unexpected {unexpected[:3]}; choose the backbone it was made with"
+            )
+
+    def embed(self, image: Tensor) -> Tensor:
+        """Images [B, C, H, W] to maps [B, D, h, w], which the head compares in pairs."""
+        check_images(image)
+        return self.backbone(image)
+
+    def table_vectors(self, table: Tensor) -> Tensor:
+        return self.pool(table)
 
     def train(self, mode: bool = True) -> "CRLNet":
         super().train(mode)
@@ -110,7 +136,7 @@ class CRLNet(FewShotModule):
             maps = self.embed(torch.cat([batch.support, batch.query], 1).flatten(0, 1))
         rows = torch.arange(len(maps), device=maps.device).view(len(batch.support), -1)
         e_s, e_q = self._pairs(maps, rows[:, :shots], rows[:, shots:])
-        return _class_average(pair_cosine(e_q, e_s)[..., None], batch.support_label, batch.way)[..., 0]
+        return kshot_scores(e_s, e_q, batch.support_label, batch.way, "mean_cosine")
 
     def own_scores(self, table: Tensor, rows: EpisodeRows) -> dict[str, Tensor]:
         one_episode = rows.support.shape[1] * rows.query.shape[1]
@@ -157,7 +183,17 @@ def kshot_scores(
             support embeddings (C = 1, no normalisation) and read at the query's mean embedding;
             ``mean_cosine``: mean of the pairs' cosines; ``centroid``: cosine of the means.
         query_per_class: the query's mean embedding is taken over each class's pairs instead of all.
+
+    Computed in float32 or more whatever the precision of the run: cosines differ in digits that bfloat16 lacks.
     """
+    wide = torch.promote_types(support.dtype, torch.float32)
+    with torch.autocast(support.device.type, enabled=False):
+        return _kshot_scores(support.to(wide), query.to(wide), label, way, kshot, query_per_class)
+
+
+def _kshot_scores(
+    support: Tensor, query: Tensor, label: Tensor, way: int, kshot: KShot, query_per_class: bool
+) -> Tensor:
     if support.shape[2] == way or kshot == "mean_cosine":
         return _class_average(pair_cosine(query, support)[..., None], label, way)[..., 0]
     if query_per_class:

@@ -16,19 +16,11 @@ Role = Literal["support", "query"]
 ROLES: tuple[Role, Role] = ("support", "query")
 
 
-def correlation_map(support: Tensor, query: Tensor) -> Tensor:
-    """R_q[b, i, j, x, y] = sum_c support[b, c, i, j] query[b, c, x, y] for maps [B, C, h, w] (official code).
-
-    Called with the arguments exchanged it gives R_s, the same numbers with the pairs of axes exchanged.
-    """
-    return torch.einsum("bcij,bcxy->bijxy", support, query)
-
-
 def filter_correlation(own: Tensor, other: Tensor, weight: Tensor) -> Tensor:
     """3x3 filter on the own image of the correlation with every position of the other: [B, 1, h, w].
 
     m[x, y] = sum_{t, u, v} weight[0, t, u, v] <other[t], own[x + u, y + v]> with zeros outside: the
-    official code's ``Conv3d`` over ``correlation_map(other, own)``, without its bias. The sum over t goes
+    official code's ``Conv3d`` over the correlation, without its bias. The sum over t goes
     first, since it is linear, so the T x T correlation never exists and the cost falls from C T^2 to 18 C T.
 
     Args:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from datamodules.batches import BaseBatch, EpisodeBatch, EpisodeRows, PoolBatch
@@ -23,6 +24,12 @@ if TYPE_CHECKING:
 def adamw(parameters: Any) -> torch.optim.Optimizer:
     """The default optimiser: AdamW with learning rate 1e-3."""
     return torch.optim.AdamW(parameters, lr=1e-3)
+
+
+def check_images(image: Tensor) -> None:
+    """Raises ``TypeError`` for images that are not floating point, such as uint8 ones."""
+    if not image.is_floating_point():
+        raise TypeError(f"images are {image.dtype}: scale them to [0, 1], normalise them and pass floating point")
 
 
 class FewShotModule(LightningModule):
@@ -71,6 +78,7 @@ class FewShotModule(LightningModule):
         if init_from is not None:
             load_weights(self.backbone, init_from, prefix="backbone.")
         self._table: Tensor | None = None
+        self._vectors: Tensor | None = None
         self._base_sum: Tensor | None = None
         self._base_count = torch.zeros(())
         self._base_mean: Tensor | None = None
@@ -89,24 +97,28 @@ class FewShotModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def forward(self, image: Tensor) -> Tensor:
-        """Images [B, C, H, W] to vectors [B, D]."""
-        return self.vectors(self.embed(image))
+        """Images [B, C, H, W] to vectors [B, D], or [B, D*h*w] with ``flatten``."""
+        check_images(image)
+        return self.pool(self.backbone(image))
 
-    def embed(self, image: Tensor) -> Tensor:
-        """What the table keeps of each image: images [B, C, H, W] to maps [B, D, h, w]."""
-        return self.backbone(image)
-
-    def vectors(self, maps: Tensor) -> Tensor:
-        """Maps [..., D, h, w] to vectors [..., D] or, flattened, [..., D*h*w]."""
+    def pool(self, maps: Tensor) -> Tensor:
+        """Maps [B, D, h, w] to vectors [B, D] or, flattened, [B, D*h*w]."""
         return maps.flatten(-3) if self.pooling == "flatten" else maps.mean((-2, -1))
 
+    def embed(self, image: Tensor) -> Tensor:
+        """What the table keeps of each image, here its vector; a method that compares maps keeps those."""
+        return self(image)
+
+    def table_vectors(self, table: Tensor) -> Tensor:
+        """The vectors [M, D] of what ``embed`` has put into the table."""
+        return table
+
     def own_scores(self, table: Tensor, rows: EpisodeRows) -> dict[str, Tensor]:
-        """Scores [E, U, N] of ``own_heads`` for episodes of rows of the table [M, D, h, w]."""
+        """Scores [E, U, N] of ``own_heads`` for episodes of rows of the table."""
         return {}
 
-    def scores(self, table: Tensor, rows: EpisodeRows) -> dict[str, Tensor]:
-        """Scores [E, U, N] of every head; larger is better."""
-        vectors = self.vectors(table)
+    def scores(self, table: Tensor, vectors: Tensor, rows: EpisodeRows) -> dict[str, Tensor]:
+        """Scores [E, U, N] of every head, from the table and its vectors [M, D]; larger is better."""
         episode = Episode(
             vectors[rows.support], rows.support_label, vectors[rows.query], rows.way, base_mean=self._base_mean
         )
@@ -125,7 +137,7 @@ class FewShotModule(LightningModule):
             self._evaluate(batch)
             return None
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        probability = self.scores(self._whole_table(), batch)[self.main_head][0].softmax(-1).tolist()
+        probability = self.scores(*self._whole_table(), batch)[self.main_head][0].softmax(-1).tolist()
         names, files = data.predict_classes, data.predict_files
         return [
             {"file": file, "prediction": names[row.index(max(row))], **dict(zip(names, row, strict=True))}
@@ -148,7 +160,7 @@ class FewShotModule(LightningModule):
         self._finish("test")
 
     def _reset(self) -> None:
-        self._table = self._base_sum = self._base_mean = self._example = None
+        self._table = self._vectors = self._base_sum = self._base_mean = self._example = None
         self._base_count = torch.zeros((), device=self.device)
         self._metrics, self._accuracies = {}, {}
 
@@ -156,10 +168,12 @@ class FewShotModule(LightningModule):
         if isinstance(batch, PoolBatch):
             features = self.embed(batch.image)
             if self._table is None:
+                if batch.image.abs().amax() > 10:
+                    rank_zero_warn("images hold values beyond ±10: were they normalised by the set's mean and std?")
                 self._table = features.new_zeros(batch.size, *features.shape[1:])
             self._table[batch.row] = features
         elif isinstance(batch, BaseBatch):
-            total = self.vectors(self.embed(batch.image))[batch.valid].sum(0)
+            total = self(batch.image)[batch.valid].double().sum(0)
             self._base_sum = total if self._base_sum is None else self._base_sum + total
             self._base_count = self._base_count + batch.valid.sum()
         elif isinstance(batch, EpisodeRows):
@@ -169,15 +183,18 @@ class FewShotModule(LightningModule):
         else:
             raise TypeError(f"evaluation reads PoolBatch, BaseBatch, EpisodeRows or EpisodeBatch, got {type(batch)}")
 
-    def _whole_table(self) -> Tensor:
+    def _whole_table(self) -> tuple[Tensor, Tensor]:
+        """The filled table and its vectors; the first call after it is full also settles the base mean."""
         if self._table is None:
             raise RuntimeError("episodes came before the PoolBatches that they refer to")
         if self._base_mean is None and self._base_sum is not None:
-            self._base_mean = global_mean(self._base_sum, self._base_count)
-        return self._table
+            self._base_mean = global_mean(self._base_sum, self._base_count).float()
+        if self._vectors is None:
+            self._vectors = self.table_vectors(self._table)
+        return self._table, self._vectors
 
     def _score(self, rows: EpisodeRows) -> None:
-        for name, scores in self.scores(self._whole_table(), rows).items():
+        for name, scores in self.scores(*self._whole_table(), rows).items():
             accuracy = 100 * (scores.argmax(-1) == rows.query_label).double().mean(-1)
             metric = self._metrics.setdefault((rows.spec, name), IndexedMean().to(self.device))
             metric.update(accuracy, rows.number)
@@ -197,7 +214,7 @@ class FewShotModule(LightningModule):
             batch.way,
             "",
         )
-        return self.scores(table, episodes)[self.main_head].argmax(-1)
+        return self.scores(table, self.table_vectors(table), episodes)[self.main_head].argmax(-1)
 
     def _finish(self, stage: str) -> None:
         for (spec, head), metric in self._metrics.items():
@@ -205,9 +222,9 @@ class FewShotModule(LightningModule):
             self._accuracies[spec, head] = values
             interval = confidence_interval(values)
             name = f"{stage}/accuracy@{spec}" + ("" if head == self.main_head else f"/{head}")
-            self.log(name, interval.mean, prog_bar=head == self.main_head)
-            self.log(f"{name}_ci95", interval.ci95)
-        self._metrics, self._table = {}, None
+            self.log(name, interval.mean, prog_bar=head == self.main_head, sync_dist=True)
+            self.log(f"{name}_ci95", interval.ci95, sync_dist=True)
+        self._metrics, self._table, self._vectors = {}, None, None
 
     def results(self) -> list[dict[str, Any]]:
         """One row a set of episodes and head: accuracy and its difference to the main head, in percent.

@@ -51,8 +51,10 @@ class ProtoNet(FewShotModule):
         shots = batch.support.shape[1]
         images = torch.cat([batch.support, batch.query], 1)
         vectors = self(images.flatten(0, 1)).unflatten(0, images.shape[:2])
-        episode = Episode(vectors[:, :shots], batch.support_label, vectors[:, shots:], batch.way)
-        logits = self.prototypes.score(episode)
+        with torch.autocast(vectors.device.type, enabled=False):  # squared distances do not survive bfloat16
+            vectors = vectors.float()
+            episode = Episode(vectors[:, :shots], batch.support_label, vectors[:, shots:], batch.way)
+            logits = self.prototypes.score(episode)
         loss = cross_entropy(logits.flatten(0, 1), batch.query_label.flatten())
         self.log("train/loss", loss, prog_bar=True)
         self.log("train/accuracy", 100 * (logits.argmax(-1) == batch.query_label).float().mean())
