@@ -208,7 +208,7 @@ def measure_evaluation(repeats: int) -> Iterator[Row]:
     """Seconds per 1,000 episodes over 64 classes of 20 images."""
     torch.manual_seed(0)
     head = partial(CRLNetHead, heads=4, hidden=128, mlp_hidden=128)
-    small = CRLNet(Conv64F(in_channels=1, pools=2), 28, head)
+    small = CRLNet(Conv64F(in_channels=1, pools=3), 28, head)
     yield compare_evaluation("Conv64F, 28 px", small, BundledOmniglot().load("test"), (20, 2, 1280), repeats)
     images = smooth_images(64, 20, 84)
     pools = Pools(from_classes(list(images), [f"class{c:04d}" for c in range(64)]))

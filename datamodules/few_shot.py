@@ -180,7 +180,7 @@ class FewShot(LightningDataModule):
                 f"limit_predict_batches={limit} lets in fewer than the {len(pool)} images given; leave it out "
                 "or raise pool_batch_size"
             )
-        return self._loaders(pool, [episode])
+        return self._loaders(pool, [episode], self.pool_batch_size)
 
     def _evaluation(self, split: Split, limit: int | float) -> list[ResumableLoader]:
         specs = self.specs[split]
@@ -193,25 +193,22 @@ class FewShot(LightningDataModule):
                 f"limit_{split}_batches={limit}: a part of the pool serves no episode; give a number of "
                 "batches, or specs with fewer episodes"
             )
-        if isinstance(limit, int) and len(ids) > (room := limit * self.pool_batch_size):
-            fits = room // sum(spec.way * (spec.shot + spec.query) for spec in specs)
-            if fits < 1:
-                raise ValueError(
-                    f"limit_{split}_batches={limit} of pool_batch_size={self.pool_batch_size} lets in {room} "
-                    f"images, too few for an episode of each of {[spec.name for spec in specs]}; raise either"
-                )
+        at_once = self.pool_batch_size
+        if isinstance(limit, int) and limit > 0 and len(ids) > limit * at_once:
+            fits = max(1, limit * at_once // sum(spec.way * (spec.shot + spec.query) for spec in specs))
             rank_zero_info(f"limit_{split}_batches={limit} leaves at most {fits} episodes of each spec.")
             ids, episodes = tabulate(pools, [replace(s, episodes=min(s.episodes, fits)) for s in specs])
+            at_once = max(at_once, math.ceil(len(ids) / limit))  # a single episode may need more than the batches hold
         bank = self.pools["train"].support.image if self._degrades(split) else None
         pool = PoolImages(pools, ids, self.seed, self.degrade, bank)
-        loaders = self._loaders(pool, episodes)
+        loaders = self._loaders(pool, episodes, at_once)
         if split == "test":
             shown = next((some for some, spec in zip(episodes, specs, strict=True) if spec.hard), episodes[0])
             loaders.append(ResumableLoader(ExampleEpisode(pool, shown), KeyedBatchSampler(1, 1, rank=0, world_size=1)))
         return loaders
 
-    def _loaders(self, pool: PoolImages, episodes: list[EpisodeSet]) -> list[ResumableLoader]:
-        whole = KeyedBatchSampler(len(pool), self.pool_batch_size, rank=0, world_size=1)
+    def _loaders(self, pool: PoolImages, episodes: list[EpisodeSet], at_once: int) -> list[ResumableLoader]:
+        whole = KeyedBatchSampler(len(pool), at_once, rank=0, world_size=1)
         loaders = [ResumableLoader(pool, whole, self.num_workers)]
         if self.base_mean:
             base = BaseImages(self.pools["train"], KeyedBatchSampler(1, 1).world()[1])

@@ -53,3 +53,10 @@ def test_every_overlay_parses_after_an_experiment(name: str, tmp_path: Path) -> 
     if name == "overlays/fsdp":
         pytest.skip("FSDP cannot be built without a GPU")
     run(["--config", "few_shot/protonet_omniglot", "--config", name, "--run_dir", str(tmp_path)], execute=False)
+
+
+@pytest.mark.parametrize("method", ["pretrain", "protonet", "crlnet"])
+def test_smoke_overlay_runs_a_bundled_experiment(method: str, tmp_path: Path) -> None:
+    config = ["--config", f"few_shot/{method}_omniglot", "--config", "overlays/smoke"]
+    run(["fit", *config, "--run_dir", str(tmp_path), "--trainer.enable_progress_bar=false"])
+    assert (tmp_path / f"{method}_omniglot" / "version_0" / "results.csv").is_file()
