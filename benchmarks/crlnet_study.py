@@ -11,6 +11,7 @@ Runs that are complete under ``--run_dir`` are not run again, so an interrupted 
 
 import argparse
 import csv
+import json
 from collections import defaultdict
 from pathlib import Path
 
@@ -24,6 +25,10 @@ def newest(folder: Path, file: str) -> Path | None:
     return max(folder.glob(f"version_*/{file}"), key=lambda p: p.stat().st_mtime, default=None)
 
 
+def hard(episodes: int) -> str:
+    return json.dumps([{"way": 5, "shot": 1, "query": 15, "episodes": episodes, "hard": True}])
+
+
 def fit(name: str, config: str, args: argparse.Namespace, seed: int, *more: str) -> Path:
     """The run folder of one fit, which is run unless it is there."""
     folder = Path(args.run_dir) / name
@@ -35,6 +40,8 @@ def fit(name: str, config: str, args: argparse.Namespace, seed: int, *more: str)
             *(f"--seed_everything={seed}", f"--data.init_args.seed={seed}"),
             *("--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"),
             *("--trainer.max_epochs=-1", "--trainer.check_val_every_n_epoch=null"),
+            f"--data.init_args.val={hard(args.val_episodes)}",
+            f"--data.init_args.test={hard(args.test_episodes)}",
             *more,
         ]
     )
@@ -147,6 +154,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--points", type=int, default=8, help="validations of a run")
     parser.add_argument("--pretrain_steps", type=int, default=1600)
+    parser.add_argument("--val_episodes", type=int, default=100)
+    parser.add_argument("--test_episodes", type=int, default=600)
     parser.add_argument("--run_dir", default="runs/study")
     args = parser.parse_args()
     rows = study(args)

@@ -221,18 +221,17 @@ class PoolImages:
     """The images of a feature table: a keyed data set of ``PoolBatch``; keys' epochs play no part.
 
     ``ids`` [R] names the image of each row: below M = ``images(pools)`` a row of ``gather``, from M on the
-    degraded version of row id - M, which depends on (seed, id - M) alone.
+    degraded version of row id - M, which depends on id - M alone.
     """
 
     def __init__(
         self,
         pools: Pools,
         ids: np.ndarray,
-        seed: int = 0,
         degrade: Degrade | None = None,
         bank: Tensor | None = None,
     ) -> None:
-        self.pools, self.ids, self.seed, self.degrade, self.bank = pools, ids, seed, degrade, bank
+        self.pools, self.ids, self.degrade, self.bank = pools, ids, degrade, bank
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -244,7 +243,7 @@ class PoolImages:
         if (hard := ids >= held).any():
             assert self.degrade is not None
             at = torch.from_numpy(hard)
-            image[at] = self.degrade(image[at], key(self.seed, ids[hard] - held), self.bank)
+            image[at] = self.degrade(image[at], key(0, ids[hard] - held), self.bank)
         return PoolBatch(image, torch.from_numpy(row), len(self.ids))
 
 

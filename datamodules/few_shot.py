@@ -47,7 +47,8 @@ class FewShot(LightningDataModule):
         pool_batch_size: images of a rank's evaluation batch.
         episode_batch_size: episodes of a rank's evaluation batch.
         num_workers: processes that load images, for each loader of images; 0 loads in the main process.
-        seed: of order, augmentation, pairs and degradation; episodes have the seed of their spec.
+        seed: of training: order, augmentation, pairs and degradation. Evaluation does not depend on it: episodes
+            have the seed of their spec, and an image has one hard version.
         predict_support: folder with one folder of labelled images a class.
         predict_query: folder of images, or one image, to classify.
     """
@@ -200,7 +201,7 @@ class FewShot(LightningDataModule):
             ids, episodes = tabulate(pools, [replace(s, episodes=min(s.episodes, fits)) for s in specs])
             at_once = max(at_once, math.ceil(len(ids) / limit))  # a single episode may need more than the batches hold
         bank = self.pools["train"].support.image if self._degrades(split) else None
-        pool = PoolImages(pools, ids, self.seed, self.degrade, bank)
+        pool = PoolImages(pools, ids, self.degrade, bank)
         loaders = self._loaders(pool, episodes, at_once)
         if split == "test":
             shown = next((some for some, spec in zip(episodes, specs, strict=True) if spec.hard), episodes[0])
