@@ -96,7 +96,9 @@ class ZooCLI(LightningCLI):
         self._dump_config()
         model = self.config_dump["model"]
         plain = {"_class_path": model["class_path"], "_instantiator": "lightning.pytorch.cli.instantiate_module"}
-        self.model.save_hyperparameters({**plain, **model.get("init_args", {})}, logger=False)
+        # a checkpoint brings its own weights: it must not ask again for those that its run started from
+        start = dict.fromkeys(("init_from", "official_checkpoint") & model.get("init_args", {}).keys())
+        self.model.save_hyperparameters({**plain, **model.get("init_args", {}), **start}, logger=False)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         trainer = self._get(self.config_init, "trainer")

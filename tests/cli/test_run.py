@@ -81,6 +81,19 @@ def test_checkpoint_rebuilds_the_model_without_its_config(fitted: tuple[Path, Zo
     assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
 
 
+def test_a_checkpoint_does_not_need_the_weights_its_run_started_from(
+    fitted: tuple[Path, ZooCLI], tmp_path: Path
+) -> None:
+    start = tmp_path / "start.ckpt"
+    start.write_bytes((fitted[0] / "tiny" / "version_0" / "checkpoints" / "best.ckpt").read_bytes())
+    fit(tmp_path, "--trainer.max_steps=1", "--checkpoint_every=1", f"--model.init_args.init_from={start}")
+    start.unlink()
+    last = tmp_path / "tiny" / "version_0" / "checkpoints" / "last.ckpt"
+    model = LightningModule.load_from_checkpoint(last, weights_only=True)
+    expected = load(str(fitted[0] / "tiny" / "version_0" / "checkpoints" / "best.ckpt"))
+    assert torch.equal(model.backbone.blocks[0][0].weight, expected["backbone.blocks.0.0.weight"])
+
+
 def test_a_run_folder_is_a_place_to_start_from(fitted: tuple[Path, ZooCLI]) -> None:
     from_run, from_runs = (load(str(fitted[0] / "tiny" / part)) for part in ("version_0", "."))
     assert from_run.keys() == from_runs.keys()
