@@ -117,7 +117,7 @@ def draw(rows: list[dict[str, str | int | float]], file: Path) -> None:
     def label(row: dict[str, str | int | float]) -> str:
         return "(a) backbone cosine" if row["method"] == "cosine" else NAMES[str(row["mode"])]
 
-    figure = Figure(figsize=(11, 4), layout="constrained")
+    figure = Figure(figsize=(12.5, 4), layout="constrained")
     by_classes, by_steps = figure.subplots(1, 2)
     ends: dict[str, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     curves: dict[tuple[str, int], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
@@ -139,7 +139,8 @@ def draw(rows: list[dict[str, str | int | float]], file: Path) -> None:
     by_steps.set(xlabel="head training steps", ylabel="hard 5-way 1-shot accuracy (%)", title="validation classes")
     for ax in (by_classes, by_steps):
         ax.grid(alpha=0.3)
-        ax.legend(fontsize="x-small")
+    by_classes.legend(fontsize="x-small")
+    by_steps.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1.02, 0.5))
     figure.savefig(file, dpi=120)
 
 
