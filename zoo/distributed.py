@@ -10,7 +10,7 @@ def global_mean(total: Tensor, count: Tensor) -> Tensor:
 
     Unequal shards weigh by their size, which a mean of the ranks' means would not do.
     """
-    both = torch.cat([total.double().reshape(-1), count.double().reshape(1)])
+    both = torch.cat([total.float().reshape(-1), count.float().reshape(1)])
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(both)
     return (both[:-1] / both[-1]).to(total.dtype).reshape(total.shape)

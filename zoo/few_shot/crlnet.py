@@ -93,9 +93,7 @@ class CRLNet(FewShotModule):
     def _load_official(self, name: str) -> None:
         backbone = load_official_state(self.head, load(name))
         missing, unexpected = self.backbone.load_state_dict(backbone, strict=False)
-        missing = [
-            key for key in missing if not key.endswith("drop.calls")
-        ]  # official DropBlock counters are not saved
+        missing = [key for key in missing if not key.endswith("drop.calls")]  # official checkpoints lack them
         if missing or unexpected:
             raise ValueError(
                 f"official_checkpoint {name!r} has another backbone: "
@@ -202,6 +200,9 @@ def _kshot_scores(
         mean_query = query.mean(2, keepdim=True).expand(-1, -1, way, -1)
     if kshot == "centroid":
         return pair_cosine(mean_query, _class_average(support, label, way))
-    weight, bias = logistic_regression(support.flatten(0, 1), label.repeat_interleave(support.shape[1], 0), way)
+    samples, classes = support.flatten(0, 1), label.repeat_interleave(support.shape[1], 0)
+    if samples.device.type == "mps":  # has no float64
+        samples, classes = samples.cpu(), classes.cpu()
+    weight, bias = (part.to(mean_query) for part in logistic_regression(samples, classes, way))
     scores = (mean_query.flatten(0, 1) * weight).sum(-1) + bias
     return scores.unflatten(0, support.shape[:2])

@@ -173,7 +173,7 @@ class FewShotModule(LightningModule):
                 self._table = features.new_zeros(batch.size, *features.shape[1:])
             self._table[batch.row] = features
         elif isinstance(batch, BaseBatch):
-            total = self(batch.image)[batch.valid].double().sum(0)
+            total = self(batch.image)[batch.valid].float().sum(0)
             self._base_sum = total if self._base_sum is None else self._base_sum + total
             self._base_count = self._base_count + batch.valid.sum()
         elif isinstance(batch, EpisodeRows):
@@ -188,14 +188,14 @@ class FewShotModule(LightningModule):
         if self._table is None:
             raise RuntimeError("episodes came before the PoolBatches that they refer to")
         if self._base_mean is None and self._base_sum is not None:
-            self._base_mean = global_mean(self._base_sum, self._base_count).float()
+            self._base_mean = global_mean(self._base_sum, self._base_count)
         if self._vectors is None:
             self._vectors = self.table_vectors(self._table)
         return self._table, self._vectors
 
     def _score(self, rows: EpisodeRows) -> None:
         for name, scores in self.scores(*self._whole_table(), rows).items():
-            accuracy = 100 * (scores.argmax(-1) == rows.query_label).double().mean(-1)
+            accuracy = 100 * (scores.argmax(-1) == rows.query_label).float().mean(-1)
             metric = self._metrics.setdefault((rows.spec, name), IndexedMean().to(self.device))
             metric.update(accuracy, rows.number)
 

@@ -48,6 +48,10 @@ class Head(nn.Module):
         return self.features == "CL2N"
 
     def forward(self, episode: Episode) -> Tensor:
+        device = episode.query.device
+        if device.type == "mps":  # has no float64, which energies and logistic regressions need
+            parts = (part.cpu() if isinstance(part, Tensor) else part for part in episode)
+            return self(Episode(*parts)).to(device)  # type: ignore[arg-type]
         check_episode(episode)
         with torch.autocast(episode.query.device.type, enabled=False):
             return self.score(self.prepare(episode))
