@@ -15,12 +15,12 @@ import statistics
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
-from time import perf_counter
-from typing import Any, NamedTuple
+from time import perf_counter, process_time
+from typing import Any, NamedTuple, cast
 from unittest import mock
 
 import numpy as np
@@ -45,10 +45,12 @@ with light_imports():
     from datamodules.training import Episodes
     from zoo.cli import ZooCLI, run
     from zoo.few_shot import CRLNet, CRLNetHead
-    from zoo.few_shot.crlnet_network import pair_cosine
+    from zoo.few_shot.crlnet_layers import CorrelationFilter
+    from zoo.few_shot.crlnet_network import CRLNetLayer, pair_cosine
     from zoo.nn import Conv64F, ResNet12
 
 WAY, SHOT, QUERY = 5, 1, 15
+Scores = Callable[[CRLNet, Tensor, Tensor, Tensor], Tensor]
 
 
 class Row(NamedTuple):
@@ -66,14 +68,21 @@ class Row(NamedTuple):
 
 
 def compare(
-    what: str, unit: str, ours: Callable[[], float], reference: Callable[[], float], repeats: int, time: bool = False
-) -> Row:
-    """Both sides once to warm up, then ``repeats`` times in turn; ``time``: figures are times, else rates."""
-    ours(), reference()
-    figures = [(ours(), reference()) for _ in range(repeats)]
-    a, b = ([pair[side] for pair in figures] for side in (0, 1))
-    quotient = statistics.median(a) / statistics.median(b)
-    return Row(what, unit, a, b, f"{1 / quotient if time else quotient:.3g} times as fast")
+    what: str,
+    unit: str,
+    ours: Callable[[], float],
+    references: Mapping[str, Callable[[], float]],
+    repeats: int,
+    time: bool = False,
+) -> Iterator[Row]:
+    """All sides once to warm up, then ``repeats`` times in turn; ``time``: figures are times, else rates."""
+    sides = [ours, *references.values()]
+    figures = [[side() for side in sides] for _ in range(repeats + 1)][1:]
+    a, *others = (list(column) for column in zip(*figures, strict=True))
+    for against, b in zip(references, others, strict=True):
+        quotient = statistics.median(a) / statistics.median(b)
+        words = f"{1 / quotient if time else quotient:.3g} times as fast"
+        yield Row(f"{what}; against {against}", unit, a, b, words)
 
 
 # --- data -------------------------------------------------------------------------------------------------------
@@ -163,13 +172,15 @@ def compare_data(name: str, root: Path, mode: str, size: int, repeats: int) -> I
             pass
         return theirs / (perf_counter() - start)
 
+    references = {}
     for decoded in (False, True):
         dataset = ImageFiles(root, mode, size, files.mean, files.std, decoded)
         check_same_images(data, dataset)
         sampler = CategorySampler(dataset.label, theirs)
         reference = DataLoader(dataset, batch_sampler=sampler, num_workers=0)  # type: ignore[arg-type]
         against = "decoded images in memory, transforms one by one" if decoded else "files opened one by one"
-        yield compare(f"data: {name}; against {against}", "episodes/s", our_rate, partial(rate, reference), repeats)
+        references[against] = partial(rate, reference)
+    yield from compare(f"data: {name}", "episodes/s", our_rate, references, repeats)
 
 
 def check_same_images(data: FewShot, dataset: ImageFiles) -> None:
@@ -205,19 +216,21 @@ def write_files(root: Path, suffix: str, images: Tensor) -> None:
 
 
 def measure_evaluation(repeats: int) -> Iterator[Row]:
-    """Seconds per 1,000 episodes over 64 classes of 20 images."""
+    """CPU seconds, which waiting for a busy machine leaves out, per 1,000 episodes over 64 classes of 20 images."""
     torch.manual_seed(0)
     head = partial(CRLNetHead, heads=4, hidden=128, mlp_hidden=128)
     small = CRLNet(Conv64F(in_channels=1, pools=3), 28, head)
-    yield compare_evaluation("Conv64F, 28 px", small, BundledOmniglot().load("test"), (20, 2, 1280), repeats)
+    yield from compare_evaluation("Conv64F, 28 px", small, BundledOmniglot().load("test"), (20, 150, 1280), repeats)
     images = smooth_images(64, 20, 84)
     pools = Pools(from_classes(list(images), [f"class{c:04d}" for c in range(64)]))
     large = CRLNet(ResNet12(), 84, CRLNetHead)
-    yield compare_evaluation("ResNet12, 84 px", large, pools, (1, 1, 32), min(repeats, 3))
+    yield from compare_evaluation("ResNet12, 84 px", large, pools, (1, 5, 32), min(repeats, 3))
 
 
-def compare_evaluation(name: str, model: CRLNet, pools: Pools, timed: tuple[int, int, int], repeats: int) -> Row:
-    """``timed``: episodes of our side, episodes of the reference and embedded images that are really timed."""
+def compare_evaluation(
+    name: str, model: CRLNet, pools: Pools, timed: tuple[int, int, int], repeats: int
+) -> Iterator[Row]:
+    """``timed``: episodes of our side, queries of a reference and embedded images that are really timed."""
     ours, theirs, embedded = timed
     images = pools.support.image.float().div(127.5).sub(1)
     calibrate(model, images[::20])
@@ -230,33 +243,38 @@ def compare_evaluation(name: str, model: CRLNet, pools: Pools, timed: tuple[int,
 
     @torch.inference_mode()
     def cached() -> float:
-        start = perf_counter()
+        start = process_time()
         embed(embedded)
-        middle = perf_counter()
+        middle = process_time()
         model.own_scores(table, rows)
-        return (middle - start) * len(images) / embedded + (perf_counter() - middle) * 1000 / ours
+        return (middle - start) * len(images) / embedded + (process_time() - middle) * 1000 / ours
 
-    @torch.inference_mode()
-    def repeated() -> float:
-        start = perf_counter()
-        for episode in range(theirs):
-            scores_pair_by_pair(model, images, rows.support[episode], rows.query[episode])
-        return (perf_counter() - start) * 1000 / theirs
+    def repeated(scores: Scores) -> float:
+        start = process_time()
+        for support, queries in zip(rows.support, rows.query.flatten()[:theirs].split(WAY * QUERY), strict=False):
+            scores(model, images, support, queries)
+        return (process_time() - start) * 1000 * WAY * QUERY / theirs
 
+    references: dict[str, Scores] = {
+        "both images of each pair embedded, our head": scores_pair_by_pair,
+        "official scheme: the same, a query at a time, T x T correlation and Conv3d": scores_officially,
+    }
     with torch.inference_mode():
+        queries = rows.query[0, :theirs]
         needed = torch.cat([rows.support[0], rows.query[0]])
         maps = model.embed(images[needed])
         table = maps.new_zeros(len(images), *maps.shape[1:])
         table[needed] = maps
         first = rows._replace(**{key: rows._asdict()[key][:1] for key in rows._fields[:5]})
-        scores = model.own_scores(table, first)["crlnet"][0]
-        torch.testing.assert_close(
-            scores, scores_pair_by_pair(model, images, rows.support[0], rows.query[0]), atol=1e-4, rtol=0
-        )
+        scores = model.own_scores(table, first)["crlnet"][0, : len(queries)]
+        for reference in references.values():
+            again = reference(model, images, rows.support[0], queries)
+            torch.testing.assert_close(scores, again, atol=1e-4, rtol=0)
         if scores.std() < 1e-3:
             raise RuntimeError("all pairs score alike, so equal scores prove nothing; choose other images")
-    scaled = f"timed on {ours} and {theirs} episodes and {embedded} images embedded"
-    return compare(f"evaluation: {name}; {scaled}", "s per 1,000 episodes", cached, repeated, repeats, time=True)
+    scaled = f"timed on {ours} episodes and {embedded} images embedded, reference on {theirs} queries"
+    sides = {against: partial(repeated, scores) for against, scores in references.items()}
+    yield from compare(f"evaluation: {name}; {scaled}", "CPU s per 1,000 episodes", cached, sides, repeats, time=True)
 
 
 @torch.no_grad()
@@ -270,6 +288,7 @@ def calibrate(model: CRLNet, images: Tensor) -> None:
     model.eval()
 
 
+@torch.inference_mode()
 def scores_pair_by_pair(model: CRLNet, images: Tensor, support: Tensor, query: Tensor) -> Tensor:
     """Cosines [U, S] of one episode when both images of every pair go through the backbone anew."""
     pairs = torch.cartesian_prod(query, support).split(model.pairs_at_once)
@@ -278,6 +297,32 @@ def scores_pair_by_pair(model: CRLNet, images: Tensor, support: Tensor, query: T
         e_s, e_q = model.head(model.embed(images[pair[:, 1]]), model.embed(images[pair[:, 0]]))
         scores.append(pair_cosine(e_q, e_s))
     return torch.cat(scores).view(len(query), len(support))
+
+
+@torch.inference_mode()
+def scores_officially(model: CRLNet, images: Tensor, support: Tensor, query: Tensor) -> Tensor:
+    """Cosines [U, S] by the official test loop's scheme: a batch is one query, repeated, with all supports."""
+    scores = []
+    with mock.patch.object(CRLNetLayer, "correlate", dense_correlation):
+        for row in query:
+            repeated = images[row].expand(len(support), -1, -1, -1)
+            e_s, e_q = model.head(model.embed(images[support]), model.embed(repeated))
+            scores.append(pair_cosine(e_q, e_s))
+    return torch.stack(scores)
+
+
+def dense_correlation(layer: CRLNetLayer, a_s: Tensor, a_q: Tensor) -> tuple[Tensor, Tensor]:
+    """``CRLNetLayer.correlate`` in the official form: the whole correlation, then a 3D convolution over it."""
+    assert layer.filters is not None
+    both = []
+    for own, other, module in ((a_s, a_q, layer.filters[0]), (a_q, a_s, layer.filters[-1])):
+        conv = cast(CorrelationFilter, module)
+        side = round(own.shape[1] ** 0.5)
+        own, other = (x.transpose(1, 2).unflatten(2, (side, side)) for x in (own, other))
+        correlation = torch.einsum("bcij,bcxy->bijxy", other, own)
+        m = F.conv3d(correlation, conv.weight.unflatten(1, (side, side)), conv.bias, padding=(0, 1, 1))
+        both.append(conv.norm(m[:, :, 0]).relu().flatten(2).transpose(1, 2))
+    return both[0], both[1]
 
 
 # --- trainer ----------------------------------------------------------------------------------------------------

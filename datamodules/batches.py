@@ -17,6 +17,17 @@ class ImageBatch(NamedTuple):
     label: Tensor
 
 
+class IndexedImages(NamedTuple):
+    """Images to evaluate: ``image`` [B, C, H, W] float32, ``label`` [B] int64 (-1 where unknown), ``row`` [B] int64.
+
+    ``row`` is the image's place in its set; one that comes twice, to fill a rank's last batch, counts once.
+    """
+
+    image: Tensor
+    label: Tensor
+    row: Tensor
+
+
 class PairBatch(NamedTuple):
     """Aligned pairs: ``support`` and ``query`` [B, C, H, W] float32, ``label`` [B] int64, 1 for the same class."""
 

@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
 
 from datamodules.degrade import Degrade
 from datamodules.episodes import (
@@ -23,7 +22,8 @@ from datamodules.episodes import (
     images,
     tabulate,
 )
-from datamodules.images import FewShotSet, ImageStore, Pools, Split
+from datamodules.files import visible
+from datamodules.images import FewShotSet, ImageStore, Pools, Split, normalised_batch
 from datamodules.loaders import KeyedBatchSampler, ResumableLoader
 from datamodules.training import BaseImages, TrainingBatches
 
@@ -136,15 +136,15 @@ class FewShot(LightningDataModule):
     def _setup_predict(self) -> None:
         if self.predict_support is None or self.predict_query is None:
             raise ValueError("predict_support and predict_query must both be given to predict")
-        folders = [path for path in _visible(Path(self.predict_support), "predict_support") if path.is_dir()]
+        folders = [path for path in visible(Path(self.predict_support), "predict_support") if path.is_dir()]
         if len(folders) < 2:
             raise ValueError(
                 f"predict_support={self.predict_support}: {len(folders)} class folder(s); at least 2 are "
                 "needed, each with that class's images"
             )
-        supports = [_visible(folder, f"predict_support: class {folder.name!r}") for folder in folders]
+        supports = [visible(folder, f"predict_support: class {folder.name!r}") for folder in folders]
         query = Path(self.predict_query)
-        queries = [query] if query.is_file() else _visible(query, "predict_query")
+        queries = [query] if query.is_file() else visible(query, "predict_query")
         paths = [str(path) for paths in (*supports, queries) for path in paths]
         label = np.repeat(np.arange(len(folders)), [len(paths) for paths in supports])
         self.predict_classes = [folder.name for folder in folders]
@@ -221,21 +221,5 @@ class FewShot(LightningDataModule):
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Scales uint8 images of any batch to [0, 1] and normalises them, in the Trainer's precision."""
-        mean, std = (torch.tensor(x).view(-1, 1, 1) for x in (self.dataset.mean, self.dataset.std))
-        found = {k: v for k, v in batch._asdict().items() if isinstance(v, Tensor) and v.dtype == torch.uint8}
-        done = {
-            name: image.float().sub_((255 * mean).to(image.device)).div_((255 * std).to(image.device))
-            for name, image in found.items()
-        }
-        batch = batch._replace(**done)
+        batch = normalised_batch(batch, self.dataset.mean, self.dataset.std)
         return batch if self.trainer is None else self.trainer.precision_plugin.convert_input(batch)
-
-
-def _visible(folder: Path, what: str) -> list[Path]:
-    """What lies in a folder, sorted by name, without hidden files; raises where that is nothing."""
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{what}: {folder} is not a folder")
-    found = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    if not found:
-        raise ValueError(f"{what}: {folder} is empty")
-    return found

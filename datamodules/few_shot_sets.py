@@ -9,12 +9,11 @@ from typing import Literal
 
 from torch import Tensor
 
+from datamodules.files import class_folders, image_files, statistics
 from datamodules.images import FewShotSet, ImageForm, Pools, Split, from_files, read_images
 from datamodules.streams import generator
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
 
 class _Files(FewShotSet):
@@ -40,13 +39,7 @@ class _Files(FewShotSet):
         self.root = Path(root).expanduser()
         self.form = ImageForm(size, channels, resize)
         self.size, self.channels = size, channels
-        self.mean = tuple(mean) if mean else _per_channel(IMAGENET_MEAN, channels)
-        self.std = tuple(std) if std else _per_channel(IMAGENET_STD, channels)
-        for name, value in (("mean", self.mean), ("std", self.std)):
-            if len(value) != channels:
-                raise ValueError(f"{name} needs one value for each of the {channels} channels, got {value}")
-        if min(self.std) <= 0:
-            raise ValueError(f"std must be positive, got {self.std}")
+        self.mean, self.std = statistics(mean, std, channels)
 
     def read(self, paths: Sequence[str]) -> Tensor:
         """A user's own image files, as in ``FewShotSet``."""
@@ -85,7 +78,7 @@ class ImageFolder(_Files):
         folders = self._classes()[split]
         if not folders:
             raise ValueError(f"{self.root} has no {split} classes")
-        files = [_images(folder) for folder in folders]
+        files = [image_files(folder) for folder in folders]
         return Pools(from_files(files, [folder.name for folder in folders], self.form))
 
     def _classes(self) -> dict[Split, list[Path]]:
@@ -96,10 +89,10 @@ class ImageFolder(_Files):
                     f"{self.root} has {' and '.join(present)} but not all of train, val and test; "
                     "add the missing folders, or name the class folders otherwise"
                 )
-            folders = {name: _folders(self.root / name) for name in SPLITS}
+            folders = {name: class_folders(self.root / name) for name in SPLITS}
             _disjoint({name: {path.name for path in paths} for name, paths in folders.items()}, self.root)
             return folders
-        everything = {path.name: path for path in _folders(self.root)}
+        everything = {path.name: path for path in class_folders(self.root)}
         if self.split == "cub":
             names = cub_split(list(everything))
         else:
@@ -176,7 +169,7 @@ class RdFsl(_Files):
     def _from_folders(self) -> dict[str, tuple[list[str], list[str]]]:
         return {
             folder.name: (_pool(folder, "support"), _pool(folder, "query"))
-            for folder in _folders(self.root / self.dataset)
+            for folder in class_folders(self.root / self.dataset)
         }
 
     def _from_index(self, path: Path) -> dict[str, tuple[list[str], list[str]]]:
@@ -214,23 +207,6 @@ def fraction_split(classes: Sequence[str], fractions: tuple[float, float, float]
     return {"train": shuffled[:first], "val": shuffled[first:second], "test": shuffled[second:]}
 
 
-def _per_channel(rgb: tuple[float, ...], channels: int) -> tuple[float, ...]:
-    return rgb if channels == 3 else (round(sum(rgb) / 3, 3),)
-
-
-def _folders(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        raise FileNotFoundError(f"the folder {folder} does not exist")
-    found = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    if not found:
-        raise FileNotFoundError(f"{folder} has no class folders")
-    return found
-
-
-def _images(folder: Path) -> list[str]:
-    return sorted(str(path) for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
-
-
 def _resolved(pools: Sequence[Sequence[str]]) -> set[Path]:
     return {Path(name).resolve() for pool in pools for name in pool}
 
@@ -239,7 +215,7 @@ def _pool(folder: Path, kind: str) -> list[str]:
     pools = sorted(path for path in folder.glob(f"{kind}*") if path.is_dir())
     if not pools:
         raise FileNotFoundError(f"class folder {folder} has no {kind}* folder")
-    return [name for pool in pools for name in _images(pool)]
+    return [name for pool in pools for name in image_files(pool)]
 
 
 def _table(path: Path) -> list[tuple[int, str, str]]:

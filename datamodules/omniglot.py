@@ -64,14 +64,8 @@ class BundledOmniglot(FewShotSet):
 
     def load(self, split: Split) -> Pools:
         """The drawings of a split, as in ``FewShotSet``."""
-        with np.load(bundled("omniglot_small.npz")) as file:
-            images, classes = file["image"], [str(name) for name in file["classes"]]
-        rows = [i for i, name in enumerate(classes) if name.split("/")[0] in BUNDLED_ALPHABETS[split]]
-        drawings = [torch.from_numpy(images[i])[:, None] for i in rows]
-        store = _turned(
-            from_classes(drawings, [classes[i] for i in rows]),
-            self.rotations if split == "train" else self.rotate_evaluation,
-        )
+        turn = self.rotations if split == "train" else self.rotate_evaluation
+        store = _turned(bundled_drawings(BUNDLED_ALPHABETS[split]), turn)
         if split == "train" and self.max_base_classes is not None:
             if self.max_base_classes > len(store.classes):
                 raise ValueError(f"max_base_classes={self.max_base_classes}, but there are only {len(store.classes)}")
@@ -160,6 +154,14 @@ class Omniglot(FewShotSet):
                 raise FileNotFoundError(f"{folder} does not exist; set download: true, or unpack {part}.zip there")
             folders |= {f"{path.parent.name}/{path.name}": path for path in folder.glob("*/character*")}
         return dict(sorted(folders.items()))
+
+
+def bundled_drawings(alphabets: Sequence[str]) -> ImageStore:
+    """The bundled drawings of some alphabets: a class a character, 20 drawings each."""
+    with np.load(bundled("omniglot_small.npz")) as file:
+        images, classes = file["image"], [str(name) for name in file["classes"]]
+    rows = [i for i, name in enumerate(classes) if name.split("/")[0] in alphabets]
+    return from_classes([torch.from_numpy(images[i])[:, None] for i in rows], [classes[i] for i in rows])
 
 
 def vinyals_split() -> dict[Split, list[str]]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from datamodules.augment import Augment, TorchvisionAugment
 from datamodules.batches import BaseBatch, EpisodeBatch, ImageBatch, PairBatch
 from datamodules.degrade import Degrade
-from datamodules.episodes import EpisodeSpec, check_episodes, gather, images, sample_episodes
+from datamodules.episodes import EpisodeSpec, check_episodes, gather, images, sample_episodes, take
 from datamodules.images import ImageStore, Pools
 from datamodules.loaders import Keys
 from datamodules.pairs import check_pairs, sample_pairs
@@ -108,7 +108,7 @@ class Episodes(TrainingBatches):
         )
 
     def _images(self, store: ImageStore, rows: np.ndarray, keys: np.ndarray, hard: bool) -> Tensor:
-        image, flat = store.image[torch.from_numpy(rows.ravel())], keys.ravel()
+        image, flat = take(store.image, rows.ravel()), keys.ravel()
         if hard:
             image = self.degraded(image, key(_DEGRADE, flat))
         if self.augment is not None:
@@ -140,12 +140,12 @@ class Pairs(TrainingBatches):
     def __getitems__(self, keys: Keys) -> PairBatch:
         epoch, index = _parts(keys)
         support, query, label = sample_pairs(self.pools, self.seed, epoch, index)
-        image = (self.pools.query or self.pools.support).image[torch.from_numpy(query)]
+        image = take((self.pools.query or self.pools.support).image, query)
         if self.query == "degraded":
             image = self.degraded(image, key(self.seed, epoch, index, _DEGRADE))
         elif self.query == "autoaugment":
             image = self.augment(image, key(self.seed, epoch, index, _AUGMENT))
-        return PairBatch(self.pools.support.image[torch.from_numpy(support)], image, torch.from_numpy(label))
+        return PairBatch(take(self.pools.support.image, support), image, torch.from_numpy(label))
 
 
 class BaseImages:

@@ -11,7 +11,7 @@ from datamodules.batches import BaseBatch, EpisodeBatch, EpisodeRows, ImageBatch
 from datamodules.degrade import Degrade
 from datamodules.episodes import EpisodeSpec
 from datamodules.few_shot import FewShot
-from datamodules.images import ImageStore, Pools, Split
+from datamodules.images import ImageStore, Pools, Split, normalised
 from datamodules.training import Episodes, Images, Pairs
 
 FIRST = {"train": 0, "val": 60, "test": 110}
@@ -64,16 +64,6 @@ def value(image: Tensor) -> Tensor:
     assert image.dtype == torch.uint8
     assert (image == image[..., :1, :1]).all()
     return image[..., 0, 0, 0].long()
-
-
-@pytest.fixture
-def two_ranks(monkeypatch: pytest.MonkeyPatch) -> Any:
-    def become(rank: int, world: int) -> None:
-        monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-        monkeypatch.setattr(torch.distributed, "get_rank", lambda: rank)
-        monkeypatch.setattr(torch.distributed, "get_world_size", lambda: world)
-
-    return become
 
 
 def episodes(module: FewShot) -> dict[tuple[str, int], list]:
@@ -338,3 +328,11 @@ def test_the_log_names_specs_and_hashes_classes(caplog: Any) -> None:
     # printf 'train0\\n...\\ntrain5' | sha256sum
     assert "train: 6 classes (sha256 09728e853076" in caplog.text
     assert "3w5s: EpisodeSpec(way=3, shot=5, query=2, episodes=7" in caplog.text
+
+
+def test_images_are_normalised_by_channel_under_any_leading_dimensions() -> None:
+    image = torch.tensor([0, 51, 255], dtype=torch.uint8).view(3, 1, 1).repeat(2, 4, 1, 2, 2)
+    found = normalised(image, (0.5, 0.1, 0.2), (0.25, 0.05, 0.4))
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, torch.tensor([-2.0, 2, 2]).view(3, 1, 1).expand(2, 4, 3, 2, 2))
+    assert image.unique().tolist() == [0, 51, 255]

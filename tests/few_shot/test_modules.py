@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch import Trainer, seed_everything
+from PIL import Image
 from sklearn.linear_model import LogisticRegression as SklearnLogisticRegression
 from torch import Tensor
 
@@ -242,3 +243,20 @@ def test_a_wrong_number_of_base_classes_is_named(tmp_path: Path) -> None:
         ValueError, match=r"num_classes is 100, but the data have 624 .* set model.init_args.num_classes"
     ):
         quiet_trainer(tmp_path, max_epochs=1, limit_val_batches=0).fit(model, data)
+
+
+def test_prediction_has_a_column_for_each_class_whose_name_is_free(tmp_path: Path) -> None:
+    images = BundledOmniglot(rotations=False).load("test").support.image.view(-1, 20, 28, 28).numpy()
+    for image, name in enumerate(("support/file/0.png", "support/b/0.png", "query/0.png")):
+        (tmp_path / name).parent.mkdir(parents=True)
+        Image.fromarray(images[min(image, 1), image]).save(tmp_path / name)
+    support, query = str(tmp_path / "support"), str(tmp_path / "query")
+    data = FewShot(BundledOmniglot(), None, [], [], predict_support=support, predict_query=query)
+    trainer = quiet_trainer(tmp_path)
+    with pytest.raises(ValueError, match=r"class folder 'file' has the name of a column .*; rename the folder"):
+        trainer.predict(small_crlnet(), data)
+    (tmp_path / "support" / "file").rename(tmp_path / "support" / "a")
+    (row,) = quiet_trainer(tmp_path).predict(small_crlnet(), data)[-1][0]  # type: ignore[index]
+    assert list(row) == ["file", "prediction", "a", "b"]
+    assert row["a"] + row["b"] == pytest.approx(1)
+    assert row["file"] == str(tmp_path / "query" / "0.png")

@@ -138,7 +138,7 @@ class CRLNet(FewShotModule):
 
     def own_scores(self, table: Tensor, rows: EpisodeRows) -> dict[str, Tensor]:
         one_episode = rows.support.shape[1] * rows.query.shape[1]
-        at_once = max(1, 20_000 // one_episode)
+        at_once = max(1, 4_000 // one_episode)
         parts = [
             kshot_scores(*self._pairs(table, support, query), label, rows.way, self.kshot, self.query_per_class)
             for support, query, label in zip(

@@ -70,8 +70,8 @@ class ImageTerms(NamedTuple):
 
     def take(self, index: Tensor) -> "ImageTerms":
         """The terms of the images ``index`` [B] int64, repeats allowed."""
-        cross = None if self.cross is None else CrossTerms(*(term[index] for term in self.cross))
-        return ImageTerms(self.tokens[index], self.pooled[index], cross)
+        cross = None if self.cross is None else CrossTerms(*(term.index_select(0, index) for term in self.cross))
+        return ImageTerms(self.tokens.index_select(0, index), self.pooled.index_select(0, index), cross)
 
 
 class CRLNetLayer(nn.Module):
@@ -192,7 +192,7 @@ class CRLNetHead(nn.Module):
     def precompute(self, maps: Tensor, role: Role) -> ImageTerms:
         """What the head needs of images ``maps`` [N, C, h, w] in one role, whatever their partners."""
         self._check(maps)
-        tokens = maps.flatten(2).transpose(1, 2)
+        tokens = maps.flatten(2).transpose(1, 2).contiguous()  # as every use of them would copy them otherwise
         if not self.layers:
             return ImageTerms(tokens, tokens.mean(1), None)
         return cast(CRLNetLayer, self.layers[0]).precompute(tokens, role)

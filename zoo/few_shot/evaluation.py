@@ -125,6 +125,17 @@ class FewShotModule(LightningModule):
         scores = {name: head(episode) for name, head in self.heads.items()}
         return {**self.own_scores(table, rows), **scores}
 
+    def setup(self, stage: str) -> None:
+        """Raises ``ValueError`` to predict a class whose name is another column's of the predictions."""
+        if stage != "predict":
+            return
+        names = self.trainer.datamodule.predict_classes  # type: ignore[attr-defined]
+        if taken := {"file", "prediction"}.intersection(names):
+            raise ValueError(
+                f"predict_support: the class folder {min(taken)!r} has the name of a column of predictions.csv; "
+                "rename the folder"
+            )
+
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         self._evaluate(batch)
 
