@@ -4,9 +4,11 @@ from abc import ABC, abstractmethod
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from datamodules.degrade import Degrade, Range
+from datamodules.streams import uniform
 
 
 class Augment(ABC):
@@ -74,3 +76,29 @@ class RandomAffine(Augment):
 
     def __call__(self, image: Tensor, keys: np.ndarray) -> Tensor:
         return self.steps(image, keys)
+
+
+class RandomCropFlip(Augment):
+    """Random crop out of the image in a black frame, and horizontal flip: the usual CIFAR recipe, in one gather.
+
+    Args:
+        padding: width of the frame, and so the greatest shift in each direction, in pixels.
+        flip: mirror half of the images.
+    """
+
+    def __init__(self, padding: int = 4, flip: bool = True) -> None:
+        if padding < 0:
+            raise ValueError(f"RandomCropFlip.padding={padding}: must be at least 0")
+        self.padding, self.flip = padding, flip
+
+    def __call__(self, image: Tensor, keys: np.ndarray) -> Tensor:
+        height, width = image.shape[-2:]
+        draws = uniform(keys, 3)
+        top, left = np.floor(draws[:, :2].T * (2 * self.padding + 1)).astype(np.int64)[..., None]
+        row, column = top + np.arange(height), np.tile(np.arange(width), (len(keys), 1))
+        if self.flip:
+            column = np.where(draws[:, 2:] < 0.5, width - 1 - column, column)
+        place = row[:, :, None] * (width + 2 * self.padding) + (left + column)[:, None, :]
+        index = torch.from_numpy(place).view(len(keys), 1, -1).expand(-1, image.shape[1], -1)
+        framed = F.pad(image, [self.padding] * 4)
+        return framed.flatten(2).gather(2, index).view(image.shape)
