@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SHARED = {"callbacks", "language", "losses", "metrics", "nn"}
+SHARED = {"callbacks", "language", "losses", "metrics", "nn", "retrieval"}
 FAMILIES = {p.name for p in (ROOT / "zoo").iterdir() if (p / "__init__.py").is_file()} - SHARED
 
 

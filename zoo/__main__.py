@@ -1,4 +1,4 @@
-"""``python -m zoo``: list what there is, or fit, validate, test and predict from a config."""
+"""``python -m zoo``: list what there is, search a gallery, or fit, validate, test and predict from a config."""
 
 import sys
 from collections.abc import Sequence
@@ -15,6 +15,11 @@ def main(args: Sequence[str] | None = None) -> None:
         catalogue.import_families()
     if arguments[:1] == ["list"]:
         listing.run(arguments[1:])
+    elif arguments[:1] == ["gallery"]:
+        from zoo.retrieval import command
+
+        cli.quiet_known_warnings()
+        command.run(arguments[1:])
     else:
         cli.run(arguments)
 

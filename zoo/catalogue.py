@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import zoo
 
-_SHARED = {"callbacks", "language", "losses", "metrics", "nn"}
+_SHARED = {"callbacks", "language", "losses", "metrics", "nn", "retrieval"}
 Cls = TypeVar("Cls", bound=type)
 
 

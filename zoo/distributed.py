@@ -1,4 +1,6 @@
-"""Sums and means over all ranks."""
+"""Sums, means and gathering over all ranks."""
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,3 +16,38 @@ def global_mean(total: Tensor, count: Tensor) -> Tensor:
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(both)
     return (both[:-1] / both[-1]).to(total.dtype).reshape(total.shape)
+
+
+def gather(x: Tensor) -> Tensor:
+    """The rows [B, ...] of all ranks in the order of ranks, [ranks * B, ...]; the same shape on every rank.
+
+    Gradient flows back to the rank that a row came from, summed over the ranks' losses: with the mean over ranks that
+    data-parallel training takes, it is the gradient of the ranks' mean loss.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return x
+    gathered: Tensor = _Gather.apply(x)
+    return gathered
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, x.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        grad = grad.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(grad)
+        return grad.chunk(dist.get_world_size())[dist.get_rank()]
+
+
+def gather_objects(rows: list[Any]) -> list[Any]:
+    """The lists of all ranks, one after the other, on every rank; the items must pickle."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return rows
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, rows)
+    return [row for part in parts for row in part]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class Draws(Protocol):
-    """A LightningModule that has pictures to show after a validation or a test."""
+    """A LightningModule that has pictures to show after a fit, a test or a prediction."""
 
     def figures(self) -> "Mapping[str, Figure]":
         """Figures by file name, without suffix."""
@@ -22,7 +22,7 @@ class Draws(Protocol):
 
 
 class Figures(Callback):
-    """Saves the module's figures after a fit and a test, and the training curves after a fit, as PNG files."""
+    """Saves as PNG files what the module draws after a fit, a test and a prediction, and a fit's training curves."""
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         log_dir = trainer.log_dir  # a broadcast: all ranks must ask
@@ -31,7 +31,7 @@ class Figures(Callback):
             for logger in trainer.loggers:
                 logger.save()
             if (folder / "metrics.csv").is_file():
-                _save(folder, "training_curves", training_curves(folder / "metrics.csv"))
+                save_figure(folder, "training_curves", training_curves(folder / "metrics.csv"))
             self._draw(folder, pl_module)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -39,10 +39,13 @@ class Figures(Callback):
         if trainer.is_global_zero and log_dir is not None:
             self._draw(Path(log_dir), pl_module)
 
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.on_test_end(trainer, pl_module)
+
     def _draw(self, folder: Path, pl_module: LightningModule) -> None:
         if isinstance(pl_module, Draws):
             for name, figure in pl_module.figures().items():
-                _save(folder, name, figure)
+                save_figure(folder, name, figure)
 
 
 def training_curves(metrics: Path) -> "Figure":
@@ -68,7 +71,8 @@ def training_curves(metrics: Path) -> "Figure":
     return figure
 
 
-def _save(folder: Path, name: str, figure: "Figure") -> None:
+def save_figure(folder: Path, name: str, figure: "Figure") -> None:
+    """Save a figure as ``figures/<name>.png`` in a run folder."""
     file = folder / "figures" / f"{name}.png"
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=120)

@@ -1,6 +1,5 @@
 """Writes what ``predict`` returns as a table."""
 
-import csv
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +7,15 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 
+from zoo.callbacks.summary import write_rows
+from zoo.distributed import gather_objects
+
 
 class PredictionTable(Callback):
-    """Writes ``predictions.csv`` from the rows, flat dicts, that ``predict_step`` returns (None for no row)."""
+    """Writes ``predictions.csv`` from the rows, flat dicts, that ``predict_step`` returns (None for no row).
+
+    The rows of all ranks are joined; one that comes twice, as from a sample that fills a batch, is written once.
+    """
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._rows: list[dict[str, Any]] = []
@@ -20,12 +25,9 @@ class PredictionTable(Callback):
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         log_dir = trainer.log_dir  # a broadcast: all ranks must ask
-        if not self._rows or not trainer.is_global_zero:
+        rows = list({tuple(row.items()): row for row in gather_objects(self._rows)}.values())
+        if not rows or not trainer.is_global_zero:
             return
         file = Path(log_dir or ".") / "predictions.csv"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("w", newline="", encoding="utf-8") as stream:
-            writer = csv.DictWriter(stream, fieldnames=list(self._rows[0]))
-            writer.writeheader()
-            writer.writerows(self._rows)
-        rank_zero_info(f"{len(self._rows)} predictions in {file}")
+        write_rows(file, rows)
+        rank_zero_info(f"{len(rows)} predictions in {file}")

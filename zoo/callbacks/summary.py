@@ -47,12 +47,9 @@ class Summary(Callback):
         log_dir = trainer.log_dir  # a broadcast: all ranks must ask
         results = list(pl_module.results()) if isinstance(pl_module, Reports) else []
         if results and trainer.is_global_zero:
-            table = Table(*results[0], title="Test results")
-            for row in results:
-                table.add_row(*(f"{value:.2f}" if isinstance(value, float) else str(value) for value in row.values()))
-            console().print(table)
+            console().print(results_table(results, "Test results"))
             if log_dir is not None:
-                _write(Path(log_dir) / "results.csv", results)
+                write_rows(Path(log_dir) / "results.csv", results)
         self._show(trainer, "test", {})
 
     def _show(self, trainer: Trainer, stage: str, rows: dict[str, str]) -> None:
@@ -67,7 +64,16 @@ class Summary(Callback):
         console().print(table)
 
 
-def _write(file: Path, rows: Sequence[dict[str, Any]]) -> None:
+def results_table(rows: Sequence[dict[str, Any]], title: str) -> Table:
+    """Rows with the same keys as a table to print; floats with two digits."""
+    table = Table(*rows[0], title=title)
+    for row in rows:
+        table.add_row(*(f"{value:.2f}" if isinstance(value, float) else str(value) for value in row.values()))
+    return table
+
+
+def write_rows(file: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Rows with the same keys as a CSV file with a header."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, fieldnames=list(rows[0]))

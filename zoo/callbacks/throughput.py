@@ -30,7 +30,7 @@ class Throughput(Callback):
         self._samples += next((len(part) for part in batch if torch.is_tensor(part)), 0)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn == "fit":
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._seconds += perf_counter() - self._since
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

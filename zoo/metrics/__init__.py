@@ -1,5 +1,23 @@
 """Metrics that torchmetrics lacks."""
 
+from zoo.metrics.compatibility import (
+    average_accuracy,
+    average_compatibility,
+    failing_cells,
+    reindexing_gap,
+    running_average_accuracy,
+    update_gain,
+)
 from zoo.metrics.interval import IndexedMean, Interval, confidence_interval
 
-__all__ = ["IndexedMean", "Interval", "confidence_interval"]
+__all__ = [
+    "IndexedMean",
+    "Interval",
+    "average_accuracy",
+    "average_compatibility",
+    "confidence_interval",
+    "failing_cells",
+    "reindexing_gap",
+    "running_average_accuracy",
+    "update_gain",
+]

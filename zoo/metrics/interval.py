@@ -34,6 +34,15 @@ def confidence_interval(values: Tensor) -> Interval:
     return Interval(values.mean().item(), half.item(), values.numel())
 
 
+def first_of_each(number: Tensor) -> Tensor:
+    """Rows of [n] int64 numbers such that each number comes once, in ascending order, by its first row."""
+    order = torch.argsort(number, stable=True)
+    ordered = number[order]
+    first = torch.ones_like(ordered, dtype=torch.bool)
+    first[1:] = ordered[1:] != ordered[:-1]
+    return order[first]
+
+
 class IndexedMean(Metric):
     """Collects one value a sample, each under its own number; a number that comes twice counts once.
 
@@ -57,8 +66,4 @@ class IndexedMean(Metric):
     def compute(self) -> Tensor:
         """The values in the order of their numbers, [distinct numbers]."""
         value, index = dim_zero_cat(self.value), dim_zero_cat(self.index)
-        order = torch.argsort(index, stable=True)
-        value, index = value[order], index[order]
-        first = torch.ones_like(index, dtype=torch.bool)
-        first[1:] = index[1:] != index[:-1]
-        return value[first]
+        return value[first_of_each(index)]

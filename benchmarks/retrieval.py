@@ -1,0 +1,145 @@
+"""Times exact search against bare faiss and against the full matrix of scores, with the memory each takes, as Markdown.
+
+Both sides of a line run in turn in one process, so that a busy machine slows both alike; memory is that of a fresh
+process each.
+"""
+
+import argparse
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from time import perf_counter
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from zoo.startup import light_imports
+
+with light_imports():
+    from zoo.retrieval import Search
+
+WIDTH, K = 128, 10
+
+
+class Row(NamedTuple):
+    """One line of the table: seconds of each repeat and MiB of each side."""
+
+    what: str
+    ours: list[float]
+    reference: list[float]
+    memory: tuple[float, float]
+
+    def markdown(self) -> str:
+        sides = [f"{statistics.median(x):.4g} ({min(x):.4g}-{max(x):.4g})" for x in (self.ours, self.reference)]
+        ratio = statistics.median(self.ours) / statistics.median(self.reference)
+        memory = " | ".join(f"{mib:.0f}" for mib in self.memory)
+        return f"| {self.what} | {sides[0]} | {sides[1]} | {ratio:.3g} of the time | {memory} |"
+
+
+def compare(ours: Callable[[], object], reference: Callable[[], object], repeats: int) -> tuple[list[float], ...]:
+    """Seconds of both sides, ``repeats`` times in turn."""
+    figures = [(seconds(ours), seconds(reference)) for _ in range(repeats)]
+    return tuple([pair[side] for pair in figures] for side in (0, 1))
+
+
+def seconds(run: Callable[[], object]) -> float:
+    start = perf_counter()
+    run()
+    return perf_counter() - start
+
+
+# --- search -----------------------------------------------------------------------------------------------------
+
+
+def features(size: int) -> Tensor:
+    """Random unit vectors [size, WIDTH], made in place: a copy would count as memory that the search may reuse."""
+    x = torch.randn(size, WIDTH, generator=torch.Generator().manual_seed(0))
+    return x.div_(x.norm(dim=1, keepdim=True))
+
+
+def ours(x: Tensor) -> tuple[Tensor, Tensor]:
+    return Search()(x, x, K)
+
+
+def bare_faiss(x: Tensor) -> tuple[Tensor, Tensor]:
+    import faiss
+
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    index = faiss.IndexFlatIP(WIDTH)
+    index.add(x.numpy())
+    score, row = index.search(x.numpy(), K)
+    return torch.from_numpy(score), torch.from_numpy(row)
+
+
+def full_matrix(x: Tensor) -> tuple[Tensor, Tensor]:
+    score, row = (x @ x.T).topk(K)
+    return score, row
+
+
+WAYS = {"ours": ours, "faiss": bare_faiss, "matrix": full_matrix}
+
+
+def measure_search(size: int, matrix_size: int, repeats: int, threads: int) -> list[Row]:
+    """``size`` vectors against bare faiss and ``matrix_size`` against the full matrix."""
+    pairs = [("faiss", size, "bare faiss IndexFlatIP"), ("matrix", matrix_size, "full matrix, then topk")]
+    # before this process holds features, as a child's peak begins at what its parent held
+    memory = [(peak("ours", n, threads), peak(way, n, threads)) for way, n, _ in pairs]
+    rows = []
+    for (way, n, name), mib in zip(pairs, memory, strict=True):
+        x, reference = features(n), WAYS[way]
+        check_same(x[:2000], reference)
+        times = compare(lambda x=x: ours(x), lambda x=x, run=reference: run(x), repeats)  # type: ignore[misc]
+        rows.append(Row(f"search: {n} x {n}, d={WIDTH}, k={K}; against {name}", *times, mib))
+    return rows
+
+
+def check_same(x: Tensor, reference: Callable[[Tensor], tuple[Tensor, Tensor]]) -> None:
+    (score, row), (other, other_row) = ours(x), reference(x)
+    torch.testing.assert_close(score, other, rtol=0, atol=1e-5)
+    if (row != other_row).double().mean() > 1e-3:  # two scores may differ by rounding alone
+        raise RuntimeError("both sides must find the same rows")
+
+
+def peak(way: str, size: int, threads: int) -> float:
+    """MiB that one search adds to the peak memory of a fresh process that holds the features."""
+    command = [sys.executable, __file__, "--peak-of", way, "--size", str(size), "--threads", str(threads)]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def print_peak(way: str, size: int) -> None:
+    x = features(size)
+    WAYS[way](x[:100])  # libraries, threads and their buffers are there before
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    WAYS[way](x)
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print((after - before) / (2**20 if sys.platform == "darwin" else 2**10))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--size", type=int, default=100_000, help="vectors of our search and of bare faiss")
+    parser.add_argument("--matrix-size", type=int, default=20_000, help="vectors of the full matrix")
+    parser.add_argument("--repeats", type=int, default=3, help="searches of each side")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch and faiss")
+    parser.add_argument("--peak-of", choices=sorted(WAYS), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    if args.peak_of:
+        print_peak(args.peak_of, args.size)
+        return
+    print(f"`python benchmarks/retrieval.py {' '.join(sys.argv[1:])}`: {os.cpu_count()} CPUs ({platform.machine()}),")
+    print(
+        f"{args.threads} thread(s), torch {torch.__version__}; seconds, medians (min-max); MiB beyond the features.\n"
+    )
+    print("| what | ours | reference | ours takes | MiB ours | MiB reference |\n| --- | --- | --- | --- | --- | --- |")
+    for row in measure_search(args.size, args.matrix_size, args.repeats, args.threads):
+        print(row.markdown(), flush=True)
+
+
+if __name__ == "__main__":
+    main()

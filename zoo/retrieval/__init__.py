@@ -1,0 +1,28 @@
+"""Retrieval: tables of embeddings, exact and indexed search, metrics of rankings and of pairs, and galleries."""
+
+from zoo.retrieval.embeddings import (
+    Embedded,
+    EmbeddingStore,
+    EmbeddingTable,
+    class_templates,
+    embedding_table,
+    load_table,
+    save_table,
+)
+from zoo.retrieval.evaluation import RetrievalEvaluator, RetrievalResult
+from zoo.retrieval.search import Search, build_index, recall_against_flat
+
+__all__ = [
+    "Embedded",
+    "EmbeddingStore",
+    "EmbeddingTable",
+    "RetrievalEvaluator",
+    "RetrievalResult",
+    "Search",
+    "build_index",
+    "class_templates",
+    "embedding_table",
+    "load_table",
+    "recall_against_flat",
+    "save_table",
+]
