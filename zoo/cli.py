@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import logging
 import os
 import re
 import sys
@@ -11,15 +12,18 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from datamodules.streams import key
 from zoo import catalogue
 from zoo.callbacks import Figures, KeepLast, PredictionTable, StepSeed, Summary, Throughput
+from zoo.pretrained import locate
 from zoo.run_folder import RunLogger, find_checkpoint, version_of
+from zoo.tasks import HasTasks, LearnsTasks, SequenceState, TaskStart, announce, missing, show, task_folders, task_of
 
 
 class ZooParser(LightningArgumentParser):
@@ -45,7 +49,14 @@ class SaveConfig(SaveConfigCallback):
 
 
 class ZooCLI(LightningCLI):
-    """LightningCLI in subclass mode. The user's config always wins over what a checkpoint has stored."""
+    """LightningCLI in subclass mode. The user's config always wins over what a checkpoint has stored.
+
+    A module that ``LearnsTasks`` is fitted and tested task by task, each with a Trainer and a run folder of its own
+    inside the folder of the sequence.
+    """
+
+    _task: int | None = None
+    _sequence: Path | None = None
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--monitor", type=str | None, default=None, help="metric that chooses best.ckpt")
@@ -110,18 +121,21 @@ class ZooCLI(LightningCLI):
         if given is False:
             return False
         others = [] if given in (None, True) else given if isinstance(given, list) else [given]
+        if self._sequence is not None:
+            return [RunLogger(self._sequence.parent, self._sequence.name, f"task_{self._task:02d}"), *others]
         checkpoint = self._get(self.config, "ckpt_path")
         version = version_of(Path(checkpoint), self._runs) if checkpoint else None
         return [RunLogger(self._runs.parent, self._runs.name, version), *others]
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         monitor, fits = self._get(self.config, "monitor"), self.subcommand == "fit"
-        seed = self._get(self.config, "seed_everything")
         callbacks = [*callbacks, Summary(monitor), Figures(), PredictionTable(), Throughput()]
+        if self._task is not None:
+            callbacks.insert(0, TaskStart(self._task))
         if config["enable_progress_bar"] is not False:
             callbacks.append(RichProgressBar(leave=True))
-        if isinstance(seed, int):
-            callbacks.append(StepSeed(seed))
+        if self._seed is not None:
+            callbacks.append(StepSeed(self._seed))
         if fits and config["enable_checkpointing"] is not False and not config["fast_dev_run"]:
             if monitor is not None:
                 mode = self._get(self.config, "monitor_mode")
@@ -149,15 +163,89 @@ class ZooCLI(LightningCLI):
             kwargs["verbose"] = False  # Summary shows the same, once
         return kwargs
 
+    @property
+    def _seed(self) -> int | None:
+        """The seed of this run, or of this task of a sequence; None where the user wants none."""
+        seed = self._get(self.config, "seed_everything")
+        if seed is None or seed is False:
+            return None
+        return int(seed) if self._task is None else int(key(int(seed), self._task)) >> 33
+
     def after_fit(self) -> None:
         """Test the best weights, as a run ends with its numbers on the novel data."""
-        best = next((c for c in self.trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)), None)
         wanted = self._get(self.config, "test_after_fit") and not self.trainer.fast_dev_run  # type: ignore[attr-defined]
-        if wanted and best is not None and best.best_model_path and self.trainer.state.finished:
-            rank_zero_info(f"Testing {best.best_model_path}")
-            self.trainer.test(
-                self.model, self.datamodule, ckpt_path=best.best_model_path, weights_only=True, verbose=False
+        if wanted and (best := self._best) is not None and self.trainer.state.finished:
+            rank_zero_info(f"Testing {best}")
+            self.trainer.test(self.model, self.datamodule, ckpt_path=best, weights_only=True, verbose=False)
+
+    @property
+    def _best(self) -> str | None:
+        """The best checkpoint of the fit that has run, where the config has a monitor."""
+        best = next((c for c in self.trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)), None)
+        return best.best_model_path or None if best is not None else None
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        if not isinstance(self.model, LearnsTasks):
+            super()._run_subcommand(subcommand)
+            return
+        if not isinstance(self.datamodule, HasTasks):
+            self.parser.error(
+                f"{type(self.model).__name__} learns tasks; give data with tasks, such as ClassIncremental"
             )
+        checkpoint = self._get(self.config, "ckpt_path")
+        index = task_of(Path(checkpoint)) if checkpoint else None
+        if subcommand in ("validate", "predict"):
+            self.datamodule.set_task(self.datamodule.num_tasks - 1 if index is None else index)
+            super()._run_subcommand(subcommand)
+            return
+        if not isinstance(self.trainer.logger, RunLogger):
+            self.parser.error("a sequence of tasks needs its run folder: leave out fast_dev_run and logger: false")
+        sequence = Path(self.trainer.logger.log_dir)
+        if subcommand == "fit":
+            self._fit_tasks(sequence, index)
+        else:
+            self._test_tasks(sequence)
+
+    def _begin_task(self, index: int, sequence: Path) -> None:
+        """A model, a Trainer and random streams for one task, all made anew; the data stay."""
+        self._task, self._sequence, data = index, sequence, self.datamodule
+        if self._seed is not None:
+            seed_everything(self._seed, workers=True, verbose=False)
+        self.instantiate_classes()
+        self.datamodule = data
+        data.set_task(index)
+        if self.trainer.is_global_zero:
+            announce(index, data)
+
+    def _fit_tasks(self, sequence: Path, resumed: int | None) -> None:
+        data, state = self.datamodule, SequenceState(sequence)
+        state.check(data)
+        if len(state.tasks) == data.num_tasks:
+            rank_zero_info(f"All {data.num_tasks} tasks of {sequence} are complete.")
+        for index in range(len(state.tasks), data.num_tasks):
+            self._begin_task(index, sequence)
+            arguments = self._prepare_subcommand_kwargs("fit")
+            if index != resumed:
+                arguments["ckpt_path"] = None
+            self.trainer.fit(**arguments)
+            self.trainer.test(self.model, data, ckpt_path=self._best, weights_only=True, verbose=False)
+            if self.trainer.is_global_zero:
+                state.complete(index, data)
+                show(sequence, index + 1, self.model)
+
+    def _test_tasks(self, sequence: Path) -> None:
+        folders = task_folders(sequence, self.datamodule.num_tasks)
+        if lacking := missing(folders):
+            self.parser.error(
+                f"ckpt_path: {sequence} has no checkpoint of task {', '.join(map(str, lacking))}; "
+                "fit them with --ckpt_path last, or give a checkpoint of a sequence that is complete"
+            )
+        for index, folder in enumerate(folders):
+            self._begin_task(index, sequence)
+            weights = locate(str(folder))
+            self.trainer.test(self.model, self.datamodule, ckpt_path=weights, weights_only=True, verbose=False)
+            if self.trainer.is_global_zero:
+                show(sequence, index + 1, self.model)
 
 
 def run(args: Sequence[str] | None = None, *, execute: bool = True) -> ZooCLI:
@@ -188,11 +276,15 @@ def run(args: Sequence[str] | None = None, *, execute: bool = True) -> ZooCLI:
 
 def quiet_known_warnings() -> None:
     """Hide warnings of Lightning about itself and about what this command line does on purpose."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: "litlogger" not in record.getMessage() and "TPU available" not in record.getMessage()
+    )
     for message in (
         "LightningCLI's args parameter",
         ".*LeafSpec.*is deprecated",
         "Found .* in eval mode at the start of training",
         ".*does not have many workers",
+        ".*is smaller than the logging interval",
         "(?s).*JsonargparseDeprecationWarning",
         "(?s).*was deprecated in v4",
     ):

@@ -19,8 +19,8 @@ def available() -> list[str]:
 def load(name: str) -> dict[str, Tensor]:
     """State dict of a catalogue checkpoint, a ``.safetensors``, ``.ckpt`` or ``.pt`` file, or a run folder.
 
-    A run folder stands for its ``checkpoints/best.ckpt``, else its ``checkpoints/last.ckpt``; the folder of all
-    runs of a config stands for the newest.
+    A run folder stands for its ``checkpoints/best.ckpt``, else its ``checkpoints/last.ckpt``, else those of its
+    last task; the folder of all runs of a config stands for the newest.
 
     Raises:
         FileNotFoundError: names the catalogue's checkpoints if nothing fits.
@@ -36,9 +36,10 @@ def locate(name: str) -> Path:
         newest = find_checkpoint(path, "best") or find_checkpoint(path, "last")
         if newest is not None:
             return newest
-        for found in (path / "checkpoints" / "best.ckpt", path / "checkpoints" / "last.ckpt"):
-            if found.is_file():
-                return found
+        for folder in (path, *sorted(path.glob("task_*"), reverse=True)):
+            for found in (folder / "checkpoints" / "best.ckpt", folder / "checkpoints" / "last.ckpt"):
+                if found.is_file():
+                    return found
         raise FileNotFoundError(f"run folder {name!r} has no checkpoints/best.ckpt or last.ckpt")
     if path.is_file():
         return path

@@ -34,13 +34,19 @@ class RunLogger(CSVLogger):
 
 
 def find_checkpoint(runs: Path, which: str) -> Path | None:
-    """The newest ``last.ckpt`` or ``best.ckpt`` below ``runs/version_*/checkpoints``; None without any."""
-    files = list(runs.glob(f"version_*/checkpoints/{which}.ckpt"))
+    """The newest ``last.ckpt`` or ``best.ckpt`` below ``runs/version_*``, its tasks included; None without any."""
+    files = [
+        *runs.glob(f"version_*/checkpoints/{which}.ckpt"),
+        *runs.glob(f"version_*/task_*/checkpoints/{which}.ckpt"),
+    ]
     return max(files, key=lambda file: file.stat().st_mtime, default=None)
 
 
 def version_of(checkpoint: Path, runs: Path) -> str | None:
-    """``version_<n>`` if the checkpoint lies in a run folder of ``runs``."""
-    parents = checkpoint.resolve().parents
-    inside = len(parents) > 2 and parents[0].name == "checkpoints" and parents[2] == runs.resolve()
-    return parents[1].name if inside else None
+    """``version_<n>`` if the checkpoint lies in a run folder of ``runs``, or in that of one of its tasks."""
+    inside = (
+        checkpoint.resolve().relative_to(runs.resolve()).parts
+        if checkpoint.resolve().is_relative_to(runs.resolve())
+        else ()
+    )
+    return inside[0] if len(inside) in (3, 4) and inside[-2] == "checkpoints" else None

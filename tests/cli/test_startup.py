@@ -13,7 +13,7 @@ def python(code: str) -> str:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
 
 
-@pytest.mark.parametrize("args", [["--help"], ["fit", "--help"], ["list"]])
+@pytest.mark.parametrize("args", [["--help"], ["fit", "--help"], ["list"], ["gallery", "--help"]])
 def test_help_and_list_import_nothing_heavy(args: list[str]) -> None:
     printed = python(
         "import sys\nfrom zoo.__main__ import main\n"
