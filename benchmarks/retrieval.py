@@ -1,4 +1,7 @@
-"""Times exact search against bare faiss and against the full matrix of scores, with the memory each takes, as Markdown.
+"""Times exact search and the evaluation of a sequence of models against the usual ways, as Markdown.
+
+Search stands beside bare faiss and the full matrix of scores, with the memory each takes; the matrix of T models beside
+the official scheme, which extracts features anew for every cell.
 
 Both sides of a line run in turn in one process, so that a busy machine slows both alike; memory is that of a fresh
 process each.
@@ -21,7 +24,10 @@ from torch import Tensor
 from zoo.startup import light_imports
 
 with light_imports():
-    from zoo.retrieval import Search
+    from datamodules.image_sets import OmniglotClasses
+    from datamodules.images import normalised
+    from zoo.nn import Conv64F
+    from zoo.retrieval import EmbeddingTable, RetrievalEvaluator, Search, class_templates, embedding_table
 
 WIDTH, K = 128, 10
 
@@ -32,12 +38,12 @@ class Row(NamedTuple):
     what: str
     ours: list[float]
     reference: list[float]
-    memory: tuple[float, float]
+    memory: tuple[float, float] | None = None
 
     def markdown(self) -> str:
         sides = [f"{statistics.median(x):.4g} ({min(x):.4g}-{max(x):.4g})" for x in (self.ours, self.reference)]
         ratio = statistics.median(self.ours) / statistics.median(self.reference)
-        memory = " | ".join(f"{mib:.0f}" for mib in self.memory)
+        memory = " | ".join(f"{mib:.0f}" for mib in self.memory) if self.memory else "- | -"
         return f"| {self.what} | {sides[0]} | {sides[1]} | {ratio:.3g} of the time | {memory} |"
 
 
@@ -120,11 +126,48 @@ def print_peak(way: str, size: int) -> None:
     print((after - before) / (2**20 if sys.platform == "darwin" else 2**10))
 
 
+# --- matrix of models --------------------------------------------------------------------------------------------
+
+
+def measure_matrix(models: int, repeats: int) -> Row:
+    """The compatibility matrix of so many backbones on the 64 novel characters of bundled Omniglot."""
+    data = OmniglotClasses(["Japanese_(katakana)", "Tagalog"], held_out=10)
+    sides = [data.load("train"), data.load("test")]
+    images = [(normalised(side.image, data.mean, data.std), side.label) for side in sides]
+    networks = [Conv64F(in_channels=1, pools=3).eval() for _ in range(models)]
+    evaluator = RetrievalEvaluator(template="mean")
+
+    @torch.inference_mode()
+    def extract(network: Conv64F, side: int) -> EmbeddingTable:
+        image, label = images[side]
+        return embedding_table(torch.cat([network(part).mean((-2, -1)) for part in image.split(256)]), label)
+
+    def once_a_model() -> list[float]:
+        galleries: list[EmbeddingTable] = []
+        cells = []
+        for network in networks:
+            query = extract(network, 0)
+            galleries.append(class_templates(extract(network, 1)))
+            cells += [evaluator(query, gallery).scores["accuracy"] for gallery in galleries]
+        return cells
+
+    def every_cell() -> list[float]:
+        pairs = [(networks[t], networks[k]) for t in range(models) for k in range(t + 1)]
+        return [evaluator(extract(new, 0), extract(old, 1)).scores["accuracy"] for new, old in pairs]
+
+    if once_a_model() != every_cell():
+        raise RuntimeError("both sides must give the same matrix")
+    return Row(
+        f"matrix of {models} models; against features anew for each cell", *compare(once_a_model, every_cell, repeats)
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", type=int, default=100_000, help="vectors of our search and of bare faiss")
     parser.add_argument("--matrix-size", type=int, default=20_000, help="vectors of the full matrix")
     parser.add_argument("--repeats", type=int, default=3, help="searches of each side")
+    parser.add_argument("--models", type=int, default=7, help="models of the sequence that is evaluated")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch and faiss")
     parser.add_argument("--peak-of", choices=sorted(WAYS), help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -139,6 +182,7 @@ def main() -> None:
     print("| what | ours | reference | ours takes | MiB ours | MiB reference |\n| --- | --- | --- | --- | --- | --- |")
     for row in measure_search(args.size, args.matrix_size, args.repeats, args.threads):
         print(row.markdown(), flush=True)
+    print(measure_matrix(args.models, args.repeats).markdown(), flush=True)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,12 @@ from datamodules.streams import uniform
 
 
 class Augment(ABC):
-    """A random change of images that depends on each image and its key alone."""
+    """A random change of images that depends on each image and its key alone.
+
+    ``batched`` tells that it changes a whole batch at once, on the device of its images.
+    """
+
+    batched = False
 
     @abstractmethod
     def __call__(self, image: Tensor, keys: np.ndarray) -> Tensor:
@@ -69,6 +74,8 @@ class RandomAffine(Augment):
         ink: beyond the edge lies black, for light ink; False mirrors the edge, for photographs.
     """
 
+    batched = True
+
     def __init__(self, scale: Range = (0.8, 1.2), shift: float = 0.2, rotation: float = 0.25, ink: bool = True) -> None:
         self.steps = Degrade(
             scale, shift, rotation, clutter=0, occlusion=None, blur=None, brightness=None, noise=0.0, ink=ink
@@ -86,6 +93,8 @@ class RandomCropFlip(Augment):
         flip: mirror half of the images.
     """
 
+    batched = True
+
     def __init__(self, padding: int = 4, flip: bool = True) -> None:
         if padding < 0:
             raise ValueError(f"RandomCropFlip.padding={padding}: must be at least 0")
@@ -93,12 +102,14 @@ class RandomCropFlip(Augment):
 
     def __call__(self, image: Tensor, keys: np.ndarray) -> Tensor:
         height, width = image.shape[-2:]
-        draws = uniform(keys, 3)
-        top, left = np.floor(draws[:, :2].T * (2 * self.padding + 1)).astype(np.int64)[..., None]
-        row, column = top + np.arange(height), np.tile(np.arange(width), (len(keys), 1))
+        draws = torch.from_numpy(uniform(keys, 3))
+        # whole numbers before the move: some devices have no float64
+        corner = (draws[:, :2] * (2 * self.padding + 1)).long().to(image.device)
+        row = corner[:, :1] + torch.arange(height, device=image.device)
+        column = torch.arange(width, device=image.device).expand(len(keys), -1)
         if self.flip:
-            column = np.where(draws[:, 2:] < 0.5, width - 1 - column, column)
-        place = row[:, :, None] * (width + 2 * self.padding) + (left + column)[:, None, :]
-        index = torch.from_numpy(place).view(len(keys), 1, -1).expand(-1, image.shape[1], -1)
+            column = torch.where((draws[:, 2:] < 0.5).to(image.device), width - 1 - column, column)
+        place = row[:, :, None] * (width + 2 * self.padding) + (corner[:, 1:] + column)[:, None, :]
+        index = place.view(len(keys), 1, -1).expand(-1, image.shape[1], -1)
         framed = F.pad(image, [self.padding] * 4)
         return framed.flatten(2).gather(2, index).view(image.shape)

@@ -1,7 +1,10 @@
-"""Finding a user's image files, and the statistics of their channels."""
+"""Finding and reading a user's files, and the statistics of image channels."""
 
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -42,6 +45,18 @@ def image_tree(path: Path, what: str) -> list[str]:
     if not images:
         raise ValueError(f"{what}: {path} holds no image files ({', '.join(sorted(SUFFIXES))})")
     return sorted(map(str, images))
+
+
+def npz_array(path: str, name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """One array of an npz file, of the given shape (-1 for any length)."""
+    try:
+        with np.load(path) as file:
+            found = np.asarray(file[name])
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} cannot be read as an npz file with {name!r}: {error}") from error
+    if found.ndim != len(shape) or any(n not in (-1, m) for n, m in zip(shape, found.shape, strict=True)):
+        raise ValueError(f"{path}: {name!r} has shape {list(found.shape)}, expected {list(shape)}")
+    return found
 
 
 def statistics(

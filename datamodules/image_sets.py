@@ -1,4 +1,4 @@
-"""Labelled image sets in a train and a test part of the same classes: the contract, and those without image files."""
+"""Labelled image sets in parts of the same classes: the contract, and those without image files."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -12,13 +12,13 @@ from datamodules.images import ImageForm, ImageStore, from_classes, of_each_clas
 from datamodules.omniglot import BUNDLED_ALPHABETS, FORM, MEAN, STD, bundled_drawings
 from datamodules.streams import generator
 
-Part = Literal["train", "test"]
+Part = Literal["train", "val", "test"]
 # Part of a key that tells the uses of one (seed, class) apart.
 _MAP, _CENTRE, _TRAIN, _TEST = range(4)
 
 
 class ImageSet(ABC):
-    """A data set of labelled images in a train and a test part.
+    """A data set of labelled images in a train and a test part, and in some a val part.
 
     ``form`` is the form of its images, None where they are no pictures and so cannot be read from files; ``mean``
     and ``std`` are of each channel, in [0, 1].
@@ -30,10 +30,25 @@ class ImageSet(ABC):
 
     @abstractmethod
     def load(self, split: Part) -> ImageStore:
-        """A part, sorted by class; both parts have the same classes in the same order.
+        """A part, sorted by class; all parts have the same classes in the same order.
 
-        Raises ``ValueError`` or ``FileNotFoundError`` that names what is wrong.
+        Raises ``ValueError`` or ``FileNotFoundError`` that names what is wrong, such as a part that is none of
+        ``parts``.
         """
+
+    @property
+    def name(self) -> str:
+        """What the set is called where it is one of several."""
+        return type(self).__name__.lower()
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        return ("train", "test")
+
+    def check_part(self, split: Part) -> None:
+        """Raises ``ValueError`` for a part that the set does not have."""
+        if split not in self.parts:
+            raise ValueError(f"{self.name} has no {split} part, only {' and '.join(self.parts)}")
 
     def read(self, paths: Sequence[str]) -> Tensor:
         """A user's own image files in the form of this set: [len(paths), C, H, W] uint8."""
@@ -46,6 +61,26 @@ class ImageSet(ABC):
         """Channels, height and width of an image."""
         assert self.form is not None
         return self.form.channels, self.form.size, self.form.size
+
+
+def from_labels(image: np.ndarray, label: np.ndarray, classes: Sequence[str], split: Part) -> ImageStore:
+    """A store of images [M, C, H, W] uint8 with labels [M] in any order; the classes keep theirs."""
+    check_labels(label, classes, split)
+    order = np.argsort(label, kind="stable")
+    return ImageStore(torch.from_numpy(image[order]), torch.from_numpy(label[order]), tuple(classes), kind=split)
+
+
+def check_labels(label: np.ndarray, classes: Sequence[str], split: Part, origin: str = "") -> None:
+    """Raises ``ValueError`` for a label [M] that is none of the classes' numbers, and for a class without images.
+
+    The message starts with ``origin``.
+    """
+    if len(label) and not 0 <= label.min() <= label.max() < len(classes):
+        raise ValueError(
+            f"{origin}{split} labels must lie in [0, {len(classes)}), found {label.min()} to {label.max()}"
+        )
+    if not (count := np.bincount(label, minlength=len(classes))).all():
+        raise ValueError(f"{origin}class {classes[int(count.argmin())]!r} has no {split} images")
 
 
 class OmniglotClasses(ImageSet):
@@ -73,6 +108,7 @@ class OmniglotClasses(ImageSet):
 
     def load(self, split: Part) -> ImageStore:
         """The first drawings of each character, or those held out, as in ``ImageSet``."""
+        self.check_part(split)
         store, cut = bundled_drawings(self.alphabets), 20 - self.held_out
         store = of_each_class(store, 0, cut) if split == "train" else of_each_class(store, cut, None)
         return rotations(store) if self.rotations else store
@@ -127,6 +163,7 @@ class GaussianClasses(ImageSet):
 
     def load(self, split: Part) -> ImageStore:
         """The images of a part, drawn here, as in ``ImageSet``."""
+        self.check_part(split)
         layer = generator(self.seed, _MAP).standard_normal((self.latent, self.inputs)) / np.sqrt(self.latent)
         numbers = range(self.first, self.first + self.count)
         blocks = [torch.from_numpy(np.tanh(self._latent(number, split) @ layer)).float() for number in numbers]

@@ -52,24 +52,25 @@ def atomic(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def download(url: str, sha256: str, name: str | None = None) -> Path:
+def download(url: str, digest: str, name: str | None = None) -> Path:
     """The local copy of ``url``, fetched at most once; ``name`` is the file's name in the cache.
 
-    The checksum is verified on every call. Raises ``ConnectionError`` when the bytes cannot be had and
-    ``ValueError`` when they are not the expected ones; the wrong file is then removed.
+    ``digest`` is the SHA-256 of the bytes in hex, or ``md5:`` and their MD5 where no better one is published. It is
+    verified on every call. Raises ``ConnectionError`` when the bytes cannot be had and ``ValueError`` when they are
+    not the expected ones; the wrong file is then removed.
     """
     name = name or Path(urllib.parse.urlsplit(url).path).name
-    path = cache_dir() / "downloads" / sha256[:16] / name
+    path = cache_dir() / "downloads" / digest.removeprefix("md5:")[:16] / name
     if not path.is_file():
         try:
             with urllib.request.urlopen(url, timeout=60) as response, atomic(path) as temporary:
                 _copy(response, temporary, int(response.headers.get("Content-Length") or 0), name)
-                _verify(temporary, sha256, url)
+                _verify(temporary, digest, url)
         except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
             raise ConnectionError(
                 f"cannot download {url} ({error}); connect to the network, or put the file at {path}"
             ) from error
-    _verify(path, sha256, url)
+    _verify(path, digest, url)
     return path
 
 
@@ -99,9 +100,11 @@ def _copy(source: BinaryIO, path: Path, total: int, description: str) -> None:
         shutil.copyfileobj(reader, sink, 1 << 20)
 
 
-def _verify(path: Path, sha256: str, origin: str) -> None:
+def _verify(path: Path, digest: str, origin: str) -> None:
+    algorithm = "md5" if digest.startswith("md5:") else "sha256"
+    expected = digest.removeprefix("md5:")
     with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != sha256:
+        found = hashlib.file_digest(file, algorithm).hexdigest()
+    if found != expected:
         path.unlink()
-        raise ValueError(f"{origin}: sha256 is {found}, expected {sha256}; the file {path} was removed")
+        raise ValueError(f"{origin}: {algorithm} is {found}, expected {expected}; the file {path} was removed")

@@ -1,11 +1,9 @@
-"""Keyed data sets of class-incremental learning: a task's training images, and images to evaluate."""
+"""The keyed data set of class-incremental learning: a task's training images."""
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from datamodules.augment import Augment
-from datamodules.batches import ImageBatch, IndexedImages
+from datamodules.batches import ImageBatch
 from datamodules.episodes import distinct, take
 from datamodules.images import ImageStore
 from datamodules.loaders import Keys
@@ -53,17 +51,3 @@ class TaskImages:
         repeated = np.floor(uniform(keys, half) * size).astype(np.int64)
         drawn = np.where(size <= half, repeated, distinct(keys, size[:, 0], half))
         return np.concatenate([self.memory[drawn[0]], self.new[drawn[1]]])
-
-
-class AllImages:
-    """Images to evaluate as stored: a keyed data set of ``IndexedImages``; keys' epochs play no part."""
-
-    def __init__(self, image: Tensor, label: Tensor) -> None:
-        self.image, self.label = image, label
-
-    def __len__(self) -> int:
-        return len(self.label)
-
-    def __getitems__(self, keys: Keys) -> IndexedImages:
-        row = np.array([i for _, i in keys])
-        return IndexedImages(take(self.image, row), take(self.label, row), torch.from_numpy(row))

@@ -1,29 +1,28 @@
 """Class-incremental learning: a sequence of tasks of new classes, with a memory of old images, and retrieval."""
 
-from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from datamodules.augment import Augment
 from datamodules.files import image_tree
 from datamodules.image_sets import ImageSet, Part
-from datamodules.images import ImageStore, normalised_batch, of_each_class, select
+from datamodules.images import ImageStore, of_each_class, select
+from datamodules.labelled import LabelledData, drawn_rows
 from datamodules.loaders import KeyedBatchSampler, ResumableLoader
-from datamodules.streams import key, uniform
-from datamodules.task_images import AllImages, TaskImages
+from datamodules.streams import key
+from datamodules.task_images import TaskImages
 
 # Part of a key that tells the uses of one seed apart.
 _MEMORY, _ORDER, _TRAIN = range(3)
 
 
-class ClassIncremental(LightningDataModule):
+class ClassIncremental(LabelledData):
     """Tasks of new classes in the data set's order, then retrieval among other classes.
 
     Task 0 trains on ``initial`` classes, each later one on ``increment`` more; labels are places in this order. With
@@ -74,7 +73,7 @@ class ClassIncremental(LightningDataModule):
         predict_gallery: str | None = None,
         predict_query: str | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(dataset, eval_batch_size, num_workers)
         for name, value, least in (
             ("initial", initial, 1),
             ("increment", increment, 0),
@@ -89,11 +88,10 @@ class ClassIncremental(LightningDataModule):
             raise ValueError(f"query_split and gallery_split are both {query_split}: every query would find itself")
         if retrieval is not None and retrieval.shape != dataset.shape:
             raise ValueError(f"retrieval has images of {retrieval.shape}, dataset of {dataset.shape}: they must agree")
-        self.dataset, self.retrieval, self.initial, self.increment = dataset, retrieval, initial, increment
+        self.retrieval, self.initial, self.increment = retrieval, initial, increment
         self.classes, self.images_per_class, self.rehearsal = classes, images_per_class, rehearsal
-        self.batch_size, self.eval_batch_size, self.augment = batch_size, eval_batch_size, augment
+        self.batch_size, self.augment, self.seed, self.task = batch_size, augment, seed, 0
         self.query_split, self.gallery_split = query_split, gallery_split
-        self.num_workers, self.seed, self.task = num_workers, seed, 0
         self.predict_gallery, self.predict_query = predict_gallery, predict_query
 
     @property
@@ -115,8 +113,7 @@ class ClassIncremental(LightningDataModule):
         """
         store, kept = self._train, []
         for label in range(self.classes_after(index - 1)):
-            draws = uniform(key(self.seed, _MEMORY, label), int(store.count[label]))
-            kept.append(int(store.start[label]) + np.sort(np.argsort(draws, kind="stable")[: self.rehearsal]))
+            kept.append(np.sort(drawn_rows(store, label, key(self.seed, _MEMORY, label))[: self.rehearsal]))
         return torch.from_numpy(np.concatenate(kept)) if kept else torch.empty(0, dtype=torch.long)
 
     def describe(self, index: int) -> dict[str, Any]:
@@ -124,16 +121,6 @@ class ClassIncremental(LightningDataModule):
         known, after = self.classes_after(index - 1), self.classes_after(index)
         classes, images = list(self._train.classes[known:after]), len(self._new(index))
         return {"classes": classes, "known": known, "images": images, "memory": self.memory(index).tolist()}
-
-    @property
-    def image_form(self) -> dict[str, Any]:
-        """How to read image files for a model of these data, as plain data: the fields of ``ImageForm``, mean and std.
-
-        Empty where images are no pictures.
-        """
-        if self.dataset.form is None:
-            return {}
-        return asdict(self.dataset.form) | {"mean": list(self.dataset.mean), "std": list(self.dataset.std)}
 
     def setup(self, stage: str) -> None:
         """Loads what ``stage`` needs and checks it."""
@@ -191,7 +178,9 @@ class ClassIncremental(LightningDataModule):
             raise ValueError("retrieval is null, so there is nothing to test on; give an image set")
         query, gallery = self.retrieval.load(self.query_split), self.retrieval.load(self.gallery_split)
         if query.classes != gallery.classes:
-            raise ValueError("the train and the test part of retrieval have different classes")
+            raise ValueError(
+                f"the {self.query_split} and the {self.gallery_split} part of retrieval have different classes"
+            )
         return query, gallery
 
     def _setup_predict(self) -> None:
@@ -229,19 +218,10 @@ class ClassIncremental(LightningDataModule):
     def val_dataloader(self) -> list[ResumableLoader]:
         store, classes = self._held_out, self.classes_after(self.task)
         held = int(store.count[:classes].sum())
-        return [self._evaluation(store.image[:held], store.label[:held])]
+        return [self.evaluation(store.image[:held], store.label[:held])]
 
     def test_dataloader(self) -> list[ResumableLoader]:
-        return [self._evaluation(store.image, store.label) for store in self._searched]
+        return [self.evaluation(store.image, store.label) for store in self._searched]
 
     def predict_dataloader(self) -> list[ResumableLoader]:
-        return [self._evaluation(image, torch.full((len(image),), -1)) for image in self._predict_images]
-
-    def _evaluation(self, image: Tensor, label: Tensor) -> ResumableLoader:
-        sampler = KeyedBatchSampler(len(label), self.eval_batch_size)
-        return ResumableLoader(AllImages(image, label), sampler, self.num_workers)
-
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Scales uint8 images to [0, 1] and normalises them, in the Trainer's precision."""
-        batch = normalised_batch(batch, self.dataset.mean, self.dataset.std)
-        return batch if self.trainer is None else self.trainer.precision_plugin.convert_input(batch)
+        return [self.evaluation(image, torch.full((len(image),), -1)) for image in self._predict_images]

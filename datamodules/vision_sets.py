@@ -1,9 +1,7 @@
-"""Labelled image sets, in a train and a test part, from files: CIFAR, ImageNet32, Fashion-MNIST and class folders."""
+"""Labelled image sets from files: CIFAR, ImageNet32, Fashion-MNIST and class folders."""
 
 import gzip
 import math
-import zipfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -11,8 +9,8 @@ import numpy as np
 import torch
 
 from datamodules.few_shot_sets import fraction_split
-from datamodules.files import class_folders, image_files, statistics
-from datamodules.image_sets import ImageSet, Part
+from datamodules.files import class_folders, image_files, npz_array, statistics
+from datamodules.image_sets import ImageSet, Part, check_labels, from_labels
 from datamodules.images import ImageForm, ImageStore, from_files, mapped
 
 CIFAR100_MEAN, CIFAR100_STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
@@ -60,10 +58,15 @@ class CifarClasses(_Rgb32):
             raise ValueError(f"CifarClasses.classes={classes}: must be 10 or 100")
         self.classes, self.download = classes, download
 
+    @property
+    def name(self) -> str:
+        return f"cifar{self.classes}"
+
     def load(self, split: Part) -> ImageStore:
         """The images of a part, which torchvision reads once their checksums are right, as in ``ImageSet``."""
         from torchvision.datasets import CIFAR10, CIFAR100
 
+        self.check_part(split)
         archive = CIFAR10 if self.classes == 10 else CIFAR100
         try:
             data = archive(str(self.root), train=split == "train", download=self.download)
@@ -73,7 +76,7 @@ class CifarClasses(_Rgb32):
                 "published one; set download: true, or unpack the python version of "
                 "https://www.cs.toronto.edu/~kriz/cifar.html there"
             ) from error
-        return _from_labels(data.data.transpose(0, 3, 1, 2), np.array(data.targets), data.classes, split)
+        return from_labels(data.data.transpose(0, 3, 1, 2), np.array(data.targets), data.classes, split)
 
 
 class ImageNet32Classes(_Rgb32):
@@ -106,6 +109,7 @@ class ImageNet32Classes(_Rgb32):
 
     def load(self, split: Part) -> ImageStore:
         """The images of a part, as in ``ImageSet``."""
+        self.check_part(split)
         names = [f"train_data_batch_{i}.npz" for i in range(1, 11)] if split == "train" else ["val_data.npz"]
         files = [str(self.root / name) for name in names]
         for path in files:
@@ -114,7 +118,7 @@ class ImageNet32Classes(_Rgb32):
                     f"{path} does not exist; get the 32x32 npz files from https://image-net.org/download-images and "
                     "unpack them there (pickles are not read)"
                 )
-        labels = [_array(path, "labels", (-1,)).astype(np.int64) - 1 - self.first for path in files]
+        labels = [npz_array(path, "labels", (-1,)).astype(np.int64) - 1 - self.first for path in files]
         chosen = [np.flatnonzero((label >= 0) & (label < self.count)) for label in labels]
         label = np.concatenate([some[rows] for some, rows in zip(labels, chosen, strict=True)])
         place = np.argsort(np.argsort(label, kind="stable"))
@@ -122,12 +126,12 @@ class ImageNet32Classes(_Rgb32):
         def fill(pixels: np.ndarray) -> None:
             start = 0
             for path, some, rows in zip(files, labels, chosen, strict=True):
-                image = _array(path, "data", (len(some), 3072))
+                image = npz_array(path, "data", (len(some), 3072))
                 pixels[place[start : start + len(rows)]] = image[rows].reshape(-1, 3, 32, 32)
                 start += len(rows)
 
         classes = tuple(f"imagenet{number:04d}" for number in range(self.first, self.first + self.count))
-        _no_class_empty(label, classes, split)
+        check_labels(label, classes, split)
         image = mapped(files, f"imagenet32 {self.first} {self.count}", (len(label), 3, 32, 32), fill)
         return ImageStore(image, torch.from_numpy(np.sort(label)), classes, kind=split)
 
@@ -148,11 +152,12 @@ class FashionMnist(ImageSet):
 
     def load(self, split: Part) -> ImageStore:
         """The images of a part (60,000 and 10,000), as in ``ImageSet``."""
+        self.check_part(split)
         name = "train" if split == "train" else "t10k"
         image, label = self._idx(f"{name}-images-idx3-ubyte", 3), self._idx(f"{name}-labels-idx1-ubyte", 1)
         if len(image) != len(label) or image.shape[1:] != (28, 28):
             raise ValueError(f"{self.root}: {name} has images {image.shape} and {len(label)} labels; expected 28x28")
-        return _from_labels(image[:, None], label.astype(np.int64), FASHION_CLASSES, split)
+        return from_labels(image[:, None], label.astype(np.int64), FASHION_CLASSES, split)
 
     def _idx(self, name: str, axes: int) -> np.ndarray:
         places = [folder / file for folder in (self.root, self.root / "FashionMNIST" / "raw")
@@ -175,7 +180,9 @@ class FashionMnist(ImageSet):
 
 
 class FolderClasses(ImageSet):
-    """Class folders: ``root/{train,test}/<class>/*`` or, to be split here, ``root/<class>/*``.
+    """Class folders: ``root/{train,val,test}/<class>/*`` or, to be split here in train and test, ``root/<class>/*``.
+
+    The folders are train and at least one of the others; all have the same classes.
 
     Args:
         root: the folder of the set.
@@ -206,49 +213,38 @@ class FolderClasses(ImageSet):
             raise ValueError(f"FolderClasses.test_fraction={test_fraction}: must lie between 0 and 1")
         self.test_fraction, self.seed = test_fraction, seed
 
+    @property
+    def name(self) -> str:
+        return self.root.resolve().name
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        return tuple(self._folders()) or ("train", "test")
+
+    def _folders(self) -> dict[Part, Path]:
+        names: tuple[Part, ...] = ("train", "val", "test")
+        return {name: self.root / name for name in names if (self.root / name).is_dir()}
+
     def load(self, split: Part) -> ImageStore:
         """The images of a part, as in ``ImageSet``."""
-        parts = {name: self.root / name for name in ("train", "test") if (self.root / name).is_dir()}
+        parts = self._folders()
         if not parts:
+            self.check_part(split)
             fractions = (1 - self.test_fraction, 0.0, self.test_fraction)
             files = {
                 folder.name: sorted(fraction_split(image_files(folder), fractions, self.seed)[split])
                 for folder in class_folders(self.root)
             }
             return from_files(list(files.values()), list(files), self.form, split)
-        if len(parts) < 2:
+        if len(parts) < 2 or "train" not in parts:
             raise FileNotFoundError(
-                f"{self.root} has {min(parts)} but not both train and test; add the missing folder, or name the "
-                "class folder otherwise"
+                f"{self.root} has {' and '.join(parts)} but not both train and test (or val); add the missing folder, "
+                "or name the class folder otherwise"
             )
+        self.check_part(split)
         folders = {name: {folder.name: folder for folder in class_folders(path)} for name, path in parts.items()}
-        if alone := set(folders["train"]) ^ set(folders["test"]):
-            raise ValueError(f"{self.root}: class {min(alone)!r} is not in both train and test")
+        for name, classes in folders.items():
+            if alone := set(folders["train"]) ^ set(classes):
+                raise ValueError(f"{self.root}: class {min(alone)!r} is not in both train and {name}")
         files = {name: image_files(folder) for name, folder in folders[split].items()}
         return from_files(list(files.values()), list(files), self.form, split)
-
-
-def _from_labels(image: np.ndarray, label: np.ndarray, classes: Sequence[str], split: Part) -> ImageStore:
-    """A store of images [M, C, H, W] uint8 with labels [M] in any order; the classes keep theirs."""
-    if len(label) and not 0 <= label.min() <= label.max() < len(classes):
-        raise ValueError(f"labels must lie in [0, {len(classes)}), found {label.min()} to {label.max()}")
-    _no_class_empty(label, classes, split)
-    order = np.argsort(label, kind="stable")
-    return ImageStore(torch.from_numpy(image[order]), torch.from_numpy(label[order]), tuple(classes), kind=split)
-
-
-def _no_class_empty(label: np.ndarray, classes: Sequence[str], split: Part) -> None:
-    if not (count := np.bincount(label, minlength=len(classes))).all():
-        raise ValueError(f"class {classes[int(count.argmin())]!r} has no {split} images")
-
-
-def _array(path: str, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """One array of an npz file, of the given shape (-1 for any length)."""
-    try:
-        with np.load(path) as file:
-            found = np.asarray(file[name])
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} cannot be read as an npz file with {name!r}: {error}") from error
-    if found.ndim != len(shape) or any(n not in (-1, m) for n, m in zip(shape, found.shape, strict=True)):
-        raise ValueError(f"{path}: {name!r} has shape {list(found.shape)}, expected {list(shape)}")
-    return found

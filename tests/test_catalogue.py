@@ -7,7 +7,10 @@ import pytest
 from zoo import catalogue
 from zoo.cli import run, with_config_paths
 
-NEEDS_OTHER_RUN = {"few_shot/crlnet_miniimagenet", "few_shot/crlnet_strokes"}
+NEEDS_OTHER_RUN = {
+    *("few_shot/crlnet_miniimagenet", "few_shot/crlnet_strokes"),
+    *(f"noise_mask/finetune_{name}" for name in ("fashion", "pneumonia", "radimagenet")),
+}
 
 
 def test_a_name_taken_twice_is_an_error() -> None:
@@ -41,9 +44,8 @@ def test_every_shipped_config_builds(name: str, tmp_path: Path) -> None:
     extra = ["--model.init_args.init_from=null"] if name in NEEDS_OTHER_RUN else []
     cli = run(["--config", name, "--run_dir", str(tmp_path), *extra], execute=False)
     assert type(cli.model).__name__ in catalogue.find_config(name).read_text(encoding="utf-8")
-    monitor = cli.config.monitor
-    if cli.datamodule.training is not None:
-        stage, _, metric = monitor.partition("/")
+    if getattr(cli.datamodule, "training", None) is not None:
+        stage, _, metric = cli.config.monitor.partition("/")
         assert stage == "val"
         assert metric in {f"accuracy@{spec.name}" for spec in cli.datamodule.specs["val"]}
 
@@ -55,8 +57,12 @@ def test_every_overlay_parses_after_an_experiment(name: str, tmp_path: Path) -> 
     run(["--config", "few_shot/protonet_omniglot", "--config", name, "--run_dir", str(tmp_path)], execute=False)
 
 
-@pytest.mark.parametrize("method", ["pretrain", "protonet", "crlnet"])
+BUNDLED = ["few_shot/pretrain", "few_shot/protonet", "few_shot/crlnet", "stationary/hoc", "stationary/er"]
+BUNDLED += ["noise_mask/baseline", "noise_mask/heat"]
+
+
+@pytest.mark.parametrize("method", BUNDLED)
 def test_smoke_overlay_runs_a_bundled_experiment(method: str, tmp_path: Path) -> None:
-    config = ["--config", f"few_shot/{method}_omniglot", "--config", "overlays/smoke"]
+    config = ["--config", f"{method}_omniglot", "--config", "overlays/smoke"]
     run(["fit", *config, "--run_dir", str(tmp_path), "--trainer.enable_progress_bar=false"])
-    assert (tmp_path / f"{method}_omniglot" / "version_0" / "results.csv").is_file()
+    assert (tmp_path / f"{method.split('/')[1]}_omniglot" / "version_0" / "results.csv").is_file()
