@@ -12,7 +12,7 @@ from zoo.distributed import gather_objects
 
 
 class PredictionTable(Callback):
-    """Writes ``predictions.csv`` from the rows, flat dicts, that ``predict_step`` returns (None for no row).
+    """Writes ``predictions.csv`` from the rows, flat dicts, that ``predict_step`` returns.
 
     The rows of all ranks are joined; one that comes twice, as from a sample that fills a batch, is written once.
     """
@@ -21,7 +21,7 @@ class PredictionTable(Callback):
         self._rows: list[dict[str, Any]] = []
 
     def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
-        self._rows.extend(outputs or [])
+        self._rows.extend(outputs)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         log_dir = trainer.log_dir  # a broadcast: all ranks must ask

@@ -142,11 +142,11 @@ class FewShotModule(LightningModule):
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         self._evaluate(batch)
 
-    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, Any]] | None:
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, Any]]:
         """Rows of file, predicted class and the probability of each class, by the main head."""
         if not isinstance(batch, EpisodeRows):
             self._evaluate(batch)
-            return None
+            return []
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         probability = self.scores(*self._whole_table(), batch)[self.main_head][0].softmax(-1).tolist()
         names, files = data.predict_classes, data.predict_files

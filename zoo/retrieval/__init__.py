@@ -1,5 +1,6 @@
 """Retrieval: tables of embeddings, exact and indexed search, metrics of rankings and of pairs, and galleries."""
 
+from datamodules.search import Search, build_index, recall_against_flat
 from zoo.retrieval.embeddings import (
     Embedded,
     EmbeddingStore,
@@ -10,7 +11,6 @@ from zoo.retrieval.embeddings import (
     save_table,
 )
 from zoo.retrieval.evaluation import RetrievalEvaluator, RetrievalResult
-from zoo.retrieval.search import Search, build_index, recall_against_flat
 
 __all__ = [
     "Embedded",

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from rich.table import Table
 
+from datamodules.search import Search
 from datamodules.sources import atomic
 from zoo.console import console
 from zoo.retrieval.embedder import Embedder
 from zoo.retrieval.files import labelled_files
 from zoo.retrieval.gallery import Gallery, Hit
 from zoo.retrieval.pictures import ROWS, picture_grid
-from zoo.retrieval.search import Search
 
 
 def run(args: Sequence[str]) -> None:

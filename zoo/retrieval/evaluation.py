@@ -10,9 +10,9 @@ from torch import Tensor
 from torch import distributed as dist
 from torchmetrics.utilities.distributed import gather_all_tensors
 
+from datamodules.search import Search, check_widths
 from zoo.retrieval import metrics as M
 from zoo.retrieval.embeddings import EmbeddingTable, class_templates
-from zoo.retrieval.search import Search, check_widths
 
 HITS_AT_ONCE = 2**22  # queries times depth
 

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datamodules.search import Search
 from datamodules.sources import atomic
 from zoo.retrieval.embedder import Embedder
 from zoo.retrieval.files import Images, absolute, labelled_files
-from zoo.retrieval.search import Search
 
 FORMAT = 1
 NAMES = ("embeddings.npy", "items.csv", "gallery.json")
@@ -138,17 +138,19 @@ class Gallery:
 
         They can if both state the same embedding space or, where neither states one, if the weights are the same.
         """
-        ours, theirs = (x.space or {"digest of the weights": x.digest} for x in (self, embedder))
-        values = {name: (theirs.get(name, "absent"), ours.get(name, "absent")) for name in ours | theirs}
-        differing = [
-            f"{name} is {x!r} in the model and {y!r} in the gallery" for name, (x, y) in values.items() if x != y
-        ]
+        learned = "no fixed embedding space (a learned classifier compares with itself only)"
+        if bool(self.space) != bool(embedder.space):
+            differing = [f"the model has {embedder.space or learned}, the gallery's had {self.space or learned}"]
+        else:
+            ours, theirs = (x.space or {"digest of the weights": x.digest} for x in (self, embedder))
+            differing = [
+                f"{name} is {theirs.get(name)!r} in the model and {ours.get(name)!r} in the gallery"
+                for name in ours | theirs
+                if ours.get(name) != theirs.get(name)
+            ]
         if differing:
-            alone = (
-                "" if self.space and embedder.space else "a model with a learned classifier compares with itself only; "
-            )
             raise ValueError(
-                f"the model's features are not comparable with the gallery's: {', '.join(differing)}; {alone}build the "
+                f"the model's features are not comparable with the gallery's: {', '.join(differing)}; build the "
                 "gallery again with this model, or train the model with the simplex of the gallery's"
             )
 

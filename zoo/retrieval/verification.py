@@ -10,8 +10,8 @@ import warnings
 import torch
 from torch import Tensor
 
+from datamodules.search import check_widths
 from zoo.retrieval.embeddings import EmbeddingTable
-from zoo.retrieval.search import check_widths
 
 
 def pair_scores(

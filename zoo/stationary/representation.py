@@ -254,14 +254,12 @@ class CompatibleRepresentation(LightningModule):
     def on_predict_epoch_start(self) -> None:
         self._stores, self._gallery, self._nearest = [EmbeddingStore()], None, []
 
-    def predict_step(
-        self, batch: IndexedImages, batch_idx: int, dataloader_idx: int = 0
-    ) -> list[dict[str, Any]] | None:
+    def predict_step(self, batch: IndexedImages, batch_idx: int, dataloader_idx: int = 0) -> list[dict[str, Any]]:
         """The gallery first (no rows), then for each query its nearest gallery images with their cosines."""
         embedding = self(batch.image)
         if dataloader_idx == 0:
             self._stores[0].update(embedding, batch.label, batch.row)
-            return None
+            return []
         if self._gallery is None:
             self._gallery = self._stores[0].compute("gallery")
         gallery_files, query_files = self.trainer.datamodule.predict_files  # type: ignore[attr-defined]
