@@ -15,7 +15,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable
-from time import perf_counter
+from time import process_time
 from typing import NamedTuple
 
 import torch
@@ -33,7 +33,7 @@ WIDTH, K = 128, 10
 
 
 class Row(NamedTuple):
-    """One line of the table: seconds of each repeat and MiB of each side."""
+    """One line of the table: processor seconds of each repeat and MiB of each side."""
 
     what: str
     ours: list[float]
@@ -48,15 +48,16 @@ class Row(NamedTuple):
 
 
 def compare(ours: Callable[[], object], reference: Callable[[], object], repeats: int) -> tuple[list[float], ...]:
-    """Seconds of both sides, ``repeats`` times in turn."""
+    """Processor seconds of both sides, ``repeats`` times in turn."""
     figures = [(seconds(ours), seconds(reference)) for _ in range(repeats)]
     return tuple([pair[side] for pair in figures] for side in (0, 1))
 
 
 def seconds(run: Callable[[], object]) -> float:
-    start = perf_counter()
+    """Processor seconds of all threads: on a busy machine the time on the clock tells of other work."""
+    start = process_time()
     run()
-    return perf_counter() - start
+    return process_time() - start
 
 
 # --- search -----------------------------------------------------------------------------------------------------
@@ -176,9 +177,8 @@ def main() -> None:
         print_peak(args.peak_of, args.size)
         return
     print(f"`python benchmarks/retrieval.py {' '.join(sys.argv[1:])}`: {os.cpu_count()} CPUs ({platform.machine()}),")
-    print(
-        f"{args.threads} thread(s), torch {torch.__version__}; seconds, medians (min-max); MiB beyond the features.\n"
-    )
+    print(f"{args.threads} thread(s), torch {torch.__version__}; processor seconds, medians (min-max);")
+    print("MiB beyond the features.\n")
     print("| what | ours | reference | ours takes | MiB ours | MiB reference |\n| --- | --- | --- | --- | --- | --- |")
     for row in measure_search(args.size, args.matrix_size, args.repeats, args.threads):
         print(row.markdown(), flush=True)
