@@ -3,9 +3,9 @@
     python benchmarks/noise_mask_study.py --set pneumonia --seeds 0 1 2 3 4
 
 Stage one is plain training, or heating under masks of the policy or under random ones; stage two is the same few clean
-epochs for all. Runs that are complete under ``--run_dir`` are not run again, so an interrupted study goes on. Each
-stage is scored on the test images with its last weights. Prints the table, and writes it as
-``<run_dir>/study_<set>.md`` and each run's scores as ``.csv``.
+epochs for all. Runs that are complete under ``--run_dir`` are not run again, so an interrupted study goes on; one with
+other words needs a ``--run_dir`` of its own. Each stage is scored on the test images with its last weights. Prints the
+table, and writes it as ``<run_dir>/study_<set>.md`` and each run's scores as ``.csv``.
 """
 
 import argparse
@@ -70,9 +70,7 @@ def fit(name: str, args: argparse.Namespace, seed: int) -> Path:
         return Path(cli.trainer.log_dir)
     if before is not None:
         common.append(f"--model.init_args.init_from={before / 'last.ckpt'}")
-    folder = Path(run(["fit", *common]).trainer.log_dir)
-    run(["test", *common, "--ckpt_path", str(folder / "checkpoints" / "last.ckpt")])
-    return folder
+    return Path(run(["fit", *common]).trainer.log_dir)
 
 
 def read(folder: Path) -> dict[str, float]:

@@ -4,7 +4,8 @@
 
 pretrains the models that the sequences start from and are replaced by, for each seed (``gaussian``), or takes the
 bundled ones (``omniglot``), then fits every sequence and prints the table. Runs that are complete under ``--run_dir``
-are not run again, so an interrupted study goes on. Writes ``<run_dir>/<set>.csv``.
+are not run again, so an interrupted study goes on; one with other words needs a ``--run_dir`` of its own. Writes
+``<run_dir>/<set>.csv``.
 """
 
 import argparse
@@ -22,15 +23,13 @@ T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # quantile of Student's t for 
 
 
 def fit(name: str, config: str, args: argparse.Namespace, seed: int, *more: str) -> Path:
-    """The folder of one run, which goes on unless it is complete."""
-    complete = sorted((Path(args.run_dir) / name).glob("version_*/results.csv"))
-    if complete and len(read(complete[-1])) == len(list(complete[-1].parent.glob("task_*/results.csv"))):
-        return complete[-1].parent
+    """The folder of one run, which starts, goes on, or is complete."""
     words = ["fit", "--config", f"stationary/{config}", "--run_dir", args.run_dir, "--run_name", name]
     words += [f"--seed_everything={seed}", f"--data.init_args.seed={seed}", "--ckpt_path=last"]
     quiet = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
     cli = run([*words, *quiet, *args.more, *more])
-    return Path(cli.trainer.log_dir).parent
+    assert cli.sequence is not None
+    return cli.sequence
 
 
 def read(file: Path) -> list[dict[str, str]]:

@@ -87,3 +87,35 @@ class EpisodeRows(NamedTuple):
     number: Tensor
     way: int
     spec: str
+
+
+class SequenceBatch(NamedTuple):
+    """Beginnings of users' sequences ("prefixes") and the item that follows each, to train a recommender on.
+
+    Items are 1 to V, 0 is padding. B prefixes of the last L items, k neighbours of each.
+    ``item_seq`` [B, L] int64, padded on the left: the last column is the most recent item; ``target`` [B] int64, the
+    item that follows; ``prefix`` [B] int64, the prefix's number among all that are trained on.
+    ``views`` [B, 2, L] int64, two changed copies of ``item_seq``; ``neighbors`` [B, k, L] int64, similar prefixes;
+    ``same_target`` [B, L] int64, another prefix with the same target. These three are None unless asked for.
+
+    Where a sample is a whole user, ``target`` is [B, L] int64: the item after each column, 0 where there is none.
+    """
+
+    item_seq: Tensor
+    target: Tensor
+    prefix: Tensor
+    views: Tensor | None = None
+    neighbors: Tensor | None = None
+    same_target: Tensor | None = None
+
+
+class SequenceEvalBatch(NamedTuple):
+    """Histories to rank all items for: ``item_seq`` [B, L] int64, ``target`` [B] int64, ``user`` [B] int64.
+
+    ``item_seq`` is padded on the left with 0. ``target`` is the item that followed, 0 where unknown, in prediction.
+    A ``user`` number that comes twice, to fill a rank's last batch, counts once.
+    """
+
+    item_seq: Tensor
+    target: Tensor
+    user: Tensor

@@ -23,7 +23,10 @@ def visible(folder: Path, what: str) -> list[Path]:
 def class_folders(folder: Path) -> list[Path]:
     """The folders in a folder, sorted by name, without hidden ones; raises ``FileNotFoundError`` if there are none."""
     if not folder.is_dir():
-        raise FileNotFoundError(f"the folder {folder} does not exist")
+        raise FileNotFoundError(
+            f"the folder {folder} does not exist: put the data there (the first lines of a config say where its data "
+            "come from), or name another root"
+        )
     found = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     if not found:
         raise FileNotFoundError(f"{folder} has no class folders")

@@ -23,6 +23,12 @@ class LabelledData(LightningDataModule):
         super().__init__()
         self.dataset, self.eval_batch_size, self.num_workers = dataset, eval_batch_size, num_workers
 
+    def prepare_data(self) -> None:
+        """With several ranks: downloads and reads files into the cache, once a node, before all ranks ask for them."""
+        if self.trainer is not None and self.trainer.world_size > 1:
+            for part in self.dataset.parts:
+                self.dataset.load(part)
+
     @property
     def image_form(self) -> dict[str, Any]:
         """How to read image files for a model of these data, as plain data: the fields of ``ImageForm``, mean and std.

@@ -37,7 +37,7 @@ class ClassIncremental(LabelledData):
 
     Args:
         dataset: what the tasks are made of.
-        retrieval: what ``test`` searches; null where there is no test.
+        retrieval: what ``test`` searches; null where nothing is tested, which a sequence of tasks always is.
         initial: classes of the first task.
         increment: new classes of each later task, fewer in the last where they do not divide; 0 for a single task.
         classes: first and one past the last of the data set's classes to use; null for all.

@@ -1,14 +1,15 @@
 """Labelled image sets from files: CIFAR, ImageNet32, Fashion-MNIST and class folders."""
 
 import gzip
+import hashlib
 import math
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
+from filelock import FileLock
 
-from datamodules.few_shot_sets import fraction_split
 from datamodules.files import class_folders, image_files, npz_array, statistics
 from datamodules.image_sets import ImageSet, Part, check_labels, from_labels
 from datamodules.images import ImageForm, ImageStore, from_files, mapped
@@ -69,7 +70,11 @@ class CifarClasses(_Rgb32):
         self.check_part(split)
         archive = CIFAR10 if self.classes == 10 else CIFAR100
         try:
-            data = archive(str(self.root), train=split == "train", download=self.download)
+            if self.download:
+                self.root.mkdir(parents=True, exist_ok=True)
+                with FileLock(self.root / ".cifar.lock"):  # several ranks ask at once
+                    archive(str(self.root), train=split == "train", download=True)
+            data = archive(str(self.root), train=split == "train")
         except RuntimeError as error:
             raise FileNotFoundError(
                 f"CIFAR-{self.classes} is not in {self.root / archive.base_folder}, or a file there is not the "
@@ -189,8 +194,9 @@ class FolderClasses(ImageSet):
         size: side of the square images in pixels.
         channels: 3 for RGB, 1 for grey.
         resize: shorter side before the centre crop to ``size``; null for ``size`` itself.
-        test_fraction: of each class's images, where they are split here.
-        seed: of that split.
+        test_fraction: of the images, where they are split here: each by a draw of its own from ``seed`` and its name,
+            so that an image stays on its side when others come, go, or the fraction grows.
+        seed: of that split; the stages of one experiment must have the same.
         mean, std: of each channel, in [0, 1]; null for ImageNet's (their averages for grey).
     """
 
@@ -225,14 +231,19 @@ class FolderClasses(ImageSet):
         names: tuple[Part, ...] = ("train", "val", "test")
         return {name: self.root / name for name in names if (self.root / name).is_dir()}
 
+    def _tested(self, file: str) -> bool:
+        """Whether a file of the set is in its test part: no file changes sides when others come or go."""
+        name = Path(file).relative_to(self.root).as_posix()
+        digest = hashlib.sha256(f"{self.seed}/{name}".encode()).digest()
+        return int.from_bytes(digest[:8], "big") < self.test_fraction * 2**64
+
     def load(self, split: Part) -> ImageStore:
         """The images of a part, as in ``ImageSet``."""
         parts = self._folders()
         if not parts:
             self.check_part(split)
-            fractions = (1 - self.test_fraction, 0.0, self.test_fraction)
             files = {
-                folder.name: sorted(fraction_split(image_files(folder), fractions, self.seed)[split])
+                folder.name: [file for file in image_files(folder) if self._tested(file) == (split == "test")]
                 for folder in class_folders(self.root)
             }
             return from_files(list(files.values()), list(files), self.form, split)

@@ -1,4 +1,4 @@
-"""``python -m zoo``: list what there is, search a gallery, or fit, validate, test and predict from a config."""
+"""``python -m zoo``: list what there is, search a gallery, embed texts, or fit, validate, test and predict."""
 
 import sys
 from collections.abc import Sequence
@@ -20,6 +20,11 @@ def main(args: Sequence[str] | None = None) -> None:
 
         cli.quiet_known_warnings()
         command.run(arguments[1:])
+    elif arguments[:1] == ["semantics"]:
+        from zoo.language import semantics_command
+
+        cli.quiet_known_warnings()
+        semantics_command.run(arguments[1:])
     else:
         cli.run(arguments)
 

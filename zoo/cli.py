@@ -55,8 +55,9 @@ class ZooCLI(LightningCLI):
     inside the folder of the sequence.
     """
 
+    sequence: Path | None = None
+    """The folder of the sequence of tasks that was run; None for any other run."""
     _task: int | None = None
-    _sequence: Path | None = None
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--monitor", type=str | None, default=None, help="metric that chooses best.ckpt")
@@ -64,7 +65,7 @@ class ZooCLI(LightningCLI):
         parser.add_argument("--run_dir", type=str, default="runs", help="folder of all run folders")
         parser.add_argument("--run_name", type=str | None, default=None, help="default: the config's name")
         parser.add_argument("--checkpoint_every", type=int, default=500, help="steps between last.ckpt")
-        parser.add_argument("--test_after_fit", type=bool, default=True, help="test best.ckpt after a fit")
+        parser.add_argument("--test_after_fit", type=bool, default=True, help="test after a fit")
 
     def before_instantiate_classes(self) -> None:
         mode = self._get(self.config, "monitor_mode")
@@ -121,8 +122,8 @@ class ZooCLI(LightningCLI):
         if given is False:
             return False
         others = [] if given in (None, True) else given if isinstance(given, list) else [given]
-        if self._sequence is not None:
-            return [RunLogger(self._sequence.parent, self._sequence.name, f"task_{self._task:02d}"), *others]
+        if self.sequence is not None:
+            return [RunLogger(self.sequence.parent, self.sequence.name, f"task_{self._task:02d}"), *others]
         checkpoint = self._get(self.config, "ckpt_path")
         version = version_of(Path(checkpoint), self._runs) if checkpoint else None
         return [RunLogger(self._runs.parent, self._runs.name, version), *others]
@@ -172,11 +173,11 @@ class ZooCLI(LightningCLI):
         return int(seed) if self._task is None else int(key(int(seed), self._task)) >> 33
 
     def after_fit(self) -> None:
-        """Test the best weights, as a run ends with its numbers on the novel data."""
+        """Test the best weights, or the last where no monitor chooses: a run ends with its numbers on the test data."""
         wanted = self._get(self.config, "test_after_fit") and not self.trainer.fast_dev_run  # type: ignore[attr-defined]
-        if wanted and (best := self._best) is not None and self.trainer.state.finished:
-            rank_zero_info(f"Testing {best}")
-            self.trainer.test(self.model, self.datamodule, ckpt_path=best, weights_only=True, verbose=False)
+        if wanted and self.trainer.state.finished and (self._best or self._get(self.config, "monitor") is None):
+            rank_zero_info(f"Testing {self._best or 'the last weights'}")
+            self.trainer.test(self.model, self.datamodule, ckpt_path=self._best, weights_only=True, verbose=False)
 
     @property
     def _best(self) -> str | None:
@@ -200,15 +201,20 @@ class ZooCLI(LightningCLI):
             return
         if not isinstance(self.trainer.logger, RunLogger):
             self.parser.error("a sequence of tasks needs its run folder: leave out fast_dev_run and logger: false")
-        sequence = Path(self.trainer.logger.log_dir)
+        if checkpoint and (index is None or version_of(Path(checkpoint), self._runs) is None):
+            self.parser.error(
+                f"ckpt_path: {checkpoint} is no checkpoint of a sequence below {self._runs}; give last to go on, or "
+                "start from other weights by replace_at and pretrained"
+            )
+        self.sequence = Path(self.trainer.logger.log_dir)
         if subcommand == "fit":
-            self._fit_tasks(sequence, index)
+            self._fit_tasks(self.sequence, index)
         else:
-            self._test_tasks(sequence)
+            self._test_tasks(self.sequence)
 
-    def _begin_task(self, index: int, sequence: Path) -> None:
+    def _begin_task(self, index: int) -> None:
         """A model, a Trainer and random streams for one task, all made anew; the data stay."""
-        self._task, self._sequence, data = index, sequence, self.datamodule
+        self._task, data = index, self.datamodule
         if self._seed is not None:
             seed_everything(self._seed, workers=True, verbose=False)
         self.instantiate_classes()
@@ -220,32 +226,39 @@ class ZooCLI(LightningCLI):
     def _fit_tasks(self, sequence: Path, resumed: int | None) -> None:
         data, state = self.datamodule, SequenceState(sequence)
         state.check(data)
+        if resumed is not None and resumed < len(state.tasks) - 1:
+            self.parser.error(f"ckpt_path: task {resumed} of {sequence} is complete, as are later ones; give last")
         if len(state.tasks) == data.num_tasks:
             rank_zero_info(f"All {data.num_tasks} tasks of {sequence} are complete.")
+            if self.trainer.is_global_zero:
+                show(sequence, data.num_tasks, self.model)
+        data.setup("test")  # what is wrong with it shows before the training
         for index in range(len(state.tasks), data.num_tasks):
-            self._begin_task(index, sequence)
+            self._begin_task(index)
             arguments = self._prepare_subcommand_kwargs("fit")
             if index != resumed:
                 arguments["ckpt_path"] = None
             self.trainer.fit(**arguments)
             self.trainer.test(self.model, data, ckpt_path=self._best, weights_only=True, verbose=False)
             if self.trainer.is_global_zero:
-                state.complete(index, data)
                 show(sequence, index + 1, self.model)
+                state.complete(index, data)
 
     def _test_tasks(self, sequence: Path) -> None:
-        folders = task_folders(sequence, self.datamodule.num_tasks)
-        if lacking := missing(folders):
+        data, state = self.datamodule, SequenceState(sequence)
+        state.check(data)
+        folders = task_folders(sequence, data.num_tasks)
+        if lacking := missing(folders, state):
             self.parser.error(
-                f"ckpt_path: {sequence} has no checkpoint of task {', '.join(map(str, lacking))}; "
+                f"ckpt_path: {sequence} has no finished model of task {', '.join(map(str, lacking))}; "
                 "fit them with --ckpt_path last, or give a checkpoint of a sequence that is complete"
             )
         for index, folder in enumerate(folders):
-            self._begin_task(index, sequence)
+            self._begin_task(index)
             weights = locate(str(folder))
             self.trainer.test(self.model, self.datamodule, ckpt_path=weights, weights_only=True, verbose=False)
-            if self.trainer.is_global_zero:
-                show(sequence, index + 1, self.model)
+        if self.trainer.is_global_zero:
+            show(sequence, len(folders), self.model)
 
 
 def run(args: Sequence[str] | None = None, *, execute: bool = True) -> ZooCLI:

@@ -44,10 +44,10 @@ class _Gather(torch.autograd.Function):
         return grad.chunk(dist.get_world_size())[dist.get_rank()]
 
 
-def gather_objects(rows: list[Any]) -> list[Any]:
-    """The lists of all ranks, one after the other, on every rank; the items must pickle."""
+def gather_objects(mine: Any) -> list[Any]:
+    """What each rank gives, by rank, on every rank; it must pickle."""
     if not (dist.is_available() and dist.is_initialized()):
-        return rows
+        return [mine]
     parts: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(parts, rows)
-    return [row for part in parts for row in part]
+    dist.all_gather_object(parts, mine)
+    return parts

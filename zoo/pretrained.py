@@ -33,10 +33,10 @@ def locate(name: str) -> Path:
     """The file behind a checkpoint's name; see :func:`load`."""
     path = Path(name)
     if path.is_dir():
-        newest = find_checkpoint(path, "best") or find_checkpoint(path, "last")
-        if newest is not None:
-            return newest
-        for folder in (path, *sorted(path.glob("task_*"), reverse=True)):
+        newest = find_checkpoint(path, "last") or find_checkpoint(path, "best")
+        folders = [path if newest is None else newest.parents[1]]
+        folders += sorted(path.glob("task_*"), key=lambda task: int(task.name[5:]), reverse=True)
+        for folder in folders:
             for found in (folder / "checkpoints" / "best.ckpt", folder / "checkpoints" / "last.ckpt"):
                 if found.is_file():
                     return found

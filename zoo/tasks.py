@@ -24,15 +24,16 @@ STATE = "tasks.json"
 class Task(NamedTuple):
     """One task of a sequence.
 
-    ``number`` counts from 0 to ``total`` - 1; ``known`` classes were learned before it and ``classes`` are known after
-    it; ``folders`` are the run folders of all tasks, of which those before ``number`` hold the weights that their task
-    ended with.
+    ``number`` counts from 0 to ``total`` - 1; ``known`` classes were learned before it, ``classes`` are known after it
+    and ``final_classes`` after the last; ``folders`` are the run folders of all tasks, of which those before ``number``
+    hold the weights that their task ended with.
     """
 
     number: int
     total: int
     known: int
     classes: int
+    final_classes: int
     folders: tuple[Path, ...]
 
 
@@ -68,6 +69,8 @@ class HasTasks(Protocol):
 
     def describe(self, index: int) -> dict[str, Any]: ...
 
+    def setup(self, stage: str) -> None: ...
+
 
 class TaskStart(Callback):
     """Tells the module its task, once all ranks agree on the folder."""
@@ -82,7 +85,8 @@ class TaskStart(Callback):
         assert isinstance(pl_module, LearnsTasks)
         folders = task_folders(Path(log_dir).parent, data.num_tasks)
         known, after = data.classes_after(self.index - 1), data.classes_after(self.index)
-        pl_module.task = Task(self.index, data.num_tasks, known, after, folders)
+        final = data.classes_after(data.num_tasks - 1)
+        pl_module.task = Task(self.index, data.num_tasks, known, after, final, folders)
         if stage == "fit":
             pl_module.start_task(pl_module.task)
 
@@ -150,6 +154,7 @@ def show(sequence: Path, done: int, module: LearnsTasks) -> None:
         save_figure(sequence, name, figure)
 
 
-def missing(folders: Sequence[Path]) -> list[int]:
-    """Numbers of the tasks whose folder holds no weights."""
-    return [i for i, folder in enumerate(folders) if not any(folder.glob("checkpoints/*.ckpt"))]
+def missing(folders: Sequence[Path], state: SequenceState) -> list[int]:
+    """Numbers of the tasks that were not trained to their end, or whose folder holds no weights any more."""
+    complete = len(state.tasks)
+    return [i for i, folder in enumerate(folders) if i >= complete or not any(folder.glob("checkpoints/*.ckpt"))]

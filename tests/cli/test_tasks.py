@@ -109,8 +109,10 @@ def test_a_run_killed_within_a_task_ends_with_the_same_matrix(
 
 def test_a_complete_sequence_is_not_run_again_and_other_data_are_refused(fitted: Path) -> None:
     before = (fitted / "task_02" / "checkpoints" / "last.ckpt").stat().st_mtime_ns
-    runs = fitted.parent.parent
-    fit(runs, "--ckpt_path", "last")
+    runs, table = fitted.parent.parent, (fitted / "results.csv").read_text()
+    (fitted / "results.csv").unlink()  # as if killed before it was written
+    assert fit(runs, "--ckpt_path", "last").sequence == fitted
+    assert (fitted / "results.csv").read_text() == table
     assert (fitted / "task_02" / "checkpoints" / "last.ckpt").stat().st_mtime_ns == before
     with pytest.raises(ValueError, match="task 1 was trained on other classes, images or memory"):
         fit(runs, "--ckpt_path", "last", "--data.init_args.rehearsal=5")
@@ -128,11 +130,13 @@ def test_the_test_command_gives_the_same_matrix_and_names_missing_tasks(
     words = ["test", "--config", CONFIG, "--run_dir", str(tmp_path), "--ckpt_path", "last"]
     run(words)
     assert matrix(copy) == expected
-    for number in (0, 2):
-        (copy / f"task_{number:02d}" / "checkpoints" / "last.ckpt").unlink()
+    (copy / "task_00" / "checkpoints" / "last.ckpt").unlink()
+    state = json.loads((copy / "tasks.json").read_text())
+    (copy / "tasks.json").write_text(json.dumps({"tasks": state["tasks"][:2]}))  # killed within its last task
     with pytest.raises(SystemExit):
         run(words)
-    assert "no checkpoint of task 0, 2" in capsys.readouterr().err
+    assert "no finished model of task 0, 2" in capsys.readouterr().err
+    assert matrix(copy) == expected
 
 
 def test_er_drops_a_replacements_head_and_validates_and_predicts_after_it(fitted: Path, tmp_path: Path) -> None:
@@ -164,6 +168,19 @@ def test_a_task_starts_from_the_weights_it_should(fitted: Path, tmp_path: Path) 
     assert states[2]["classifier.identity"].tolist()[2:] == [0, 12, 4]
 
 
+def test_hoc_follows_the_new_model_or_the_last_fine_tuned_one_at_a_replacement(tmp_path: Path) -> None:
+    words = ("--model.init_args.replace_at=[1]", f"--model.init_args.pretrained=[{server(tmp_path)}]")
+    more = ("--data.init_args.classes=[0,8]", "--model.init_args.optimizer.init_args.lr=0")
+    name = "backbone.blocks.0.0.weight"
+    for choice, same in (("new_pretrained", True), ("last_finetuned", False)):
+        option = f"--model.init_args.compatibility.init_args.previous_at_replacement={choice}"
+        cli = fit(tmp_path / choice, *words, *more, option)
+        previous = cli.model.previous[0].state_dict()[name.removeprefix("backbone.")]
+        first = load(str(cli.sequence / "task_00"))[name]
+        assert torch.equal(previous, load(str(server(tmp_path)))[name]) == same
+        assert torch.equal(previous, first) != same
+
+
 def server(folder: Path) -> Path:
     """A model of four classes on the first rows, trained once."""
     runs = folder / "server"
@@ -182,14 +199,33 @@ def server(folder: Path) -> Path:
             "must be ascending",
         ),
         (["--model.init_args.replace_at=[3]", "--model.init_args.pretrained=[a]"], "there are 3 tasks"),
+        (["--model.init_args.replace_at=[2]", "--model.init_args.pretrained=[nowhere]"], "'nowhere' is neither a file"),
         (["--model.init_args.classifier.init_args.num_prototypes=11"], "less than 12 classes"),
         (["--model.init_args.classifier.init_args.junction=false"], "set junction=true"),
         (["--model.init_args.score=recall@7"], "score='recall@7' is none of the evaluator's: accuracy"),
+        (["--data.init_args.retrieval=null"], "retrieval is null"),
     ],
 )
-def test_bad_input_is_named(args: list[str], message: str, tmp_path: Path) -> None:
-    with pytest.raises((ValueError, SystemExit), match=message):
-        fit(tmp_path, "--trainer.limit_train_batches=1", *args)
+def test_bad_input_is_named_before_any_training(
+    args: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ZooCLI, "_instantiate_trainer", without_training(ZooCLI._instantiate_trainer))
+    with pytest.raises((ValueError, FileNotFoundError, SystemExit), match=message):
+        fit(tmp_path, *args)
+
+
+def without_training(original: Any) -> Any:
+    """The Trainer with a callback that ends the run before its first step."""
+    return lambda self, config, callbacks: original(self, config, [*callbacks, KillAt(0, 0)])
+
+
+def test_a_checkpoint_from_elsewhere_is_no_place_to_go_on_from(
+    fitted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder, message in ((tmp_path, "is no checkpoint of a sequence"), (fitted.parent.parent, "task 0 of")):
+        with pytest.raises(SystemExit):
+            fit(folder, f"--ckpt_path={fitted / 'task_00' / 'checkpoints' / 'last.ckpt'}")
+        assert message in capsys.readouterr().err
 
 
 def test_a_sequence_needs_tasks_and_a_run_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -248,16 +248,20 @@ class TestFolders:
             for i in range(count):
                 Image.new("RGB", (6, 6), (i, i, i)).save(root / name / f"{i:02d}.png")
 
-    def test_each_class_is_split_by_fraction_and_seed(self, tmp_path: Path) -> None:
-        self.write(tmp_path / "set", {"b": 10, "a": 20})
+    def test_an_image_stays_on_its_side_when_others_come_or_the_fraction_grows(self, tmp_path: Path) -> None:
+        self.write(tmp_path / "set", {"b": 40, "a": 80})
         dataset = FolderClasses(str(tmp_path / "set"), size=4, test_fraction=0.3)
         train, test = dataset.load("train"), dataset.load("test")
         assert train.classes == test.classes == ("a", "b")
-        assert (train.count.tolist(), test.count.tolist()) == ([14, 7], [6, 3])
+        assert 20 < len(test.files) < 52  # five standard deviations about 36
         assert sorted([*train.files, *test.files]) == sorted(map(str, (tmp_path / "set").rglob("*.png")))
-        other = FolderClasses(str(tmp_path / "set"), size=4, test_fraction=0.3, seed=1).load("test")
-        assert list(other.files) != list(test.files)
         assert dataset.read([test.files[0]])[0].tolist() == test.image[0].tolist()
+        other = FolderClasses(str(tmp_path / "set"), size=4, test_fraction=0.3, seed=1).load("test")
+        assert set(other.files) != set(test.files)
+        larger = FolderClasses(str(tmp_path / "set"), size=4, test_fraction=0.4).load("test")
+        assert set(test.files) < set(larger.files)
+        Image.new("RGB", (6, 6)).save(tmp_path / "set" / "a" / "00x.png")
+        assert set(dataset.load("test").files) - {str(tmp_path / "set" / "a" / "00x.png")} == set(test.files)
 
     def test_train_and_test_folders(self, tmp_path: Path) -> None:
         self.write(tmp_path / "set" / "train", {"a": 2, "b": 1})
@@ -274,7 +278,9 @@ class TestFolders:
 
     def test_too_small_a_class(self, tmp_path: Path) -> None:
         self.write(tmp_path / "set", {"a": 5, "b": 1})
-        with pytest.raises(ValueError, match="class 'b': the test pool is empty"):
-            FolderClasses(str(tmp_path / "set")).load("test")
+        with pytest.raises(ValueError, match="the test pool is empty; add images"):
+            FolderClasses(str(tmp_path / "set"), test_fraction=1e-9).load("test")
+        with pytest.raises(FileNotFoundError, match="the first lines of a config say where its data come from"):
+            FolderClasses(str(tmp_path / "nowhere")).load("train")
         with pytest.raises(ValueError, match="test_fraction=1"):
             FolderClasses(str(tmp_path / "set"), test_fraction=1.0)

@@ -333,6 +333,8 @@ def test_wrong_values_and_batches_say_what_to_do(data: Any, quiet_trainer: Quiet
         quiet(heating()).training_step(ImageBatch(batch.image[:1], batch.label[:1]), 0)
     with pytest.raises(ValueError, match="num_classes is 3, but the data have 5 classes"):
         quiet_trainer(max_epochs=1).fit(heating(), data(num_classes=5))
+    with pytest.raises(ValueError, match=r"trainer.precision=64-true: masks and their densities need float32"):
+        quiet_trainer(max_epochs=1, precision="64-true").fit(heating(), data())
     with pytest.raises(TypeError, match=r"images are torch.uint8"):
         heating()(torch.zeros(2, 1, 12, 12, dtype=torch.uint8))
     with pytest.raises(ValueError, match=r"mask.grid=64 is larger than an image side of 12 pixels"):

@@ -138,3 +138,10 @@ def test_fine_tuning_from_nothing_warns(data: Any, quiet_trainer: Callable[..., 
 def test_one_class_is_refused() -> None:
     with pytest.raises(ValueError, match="num_classes=1: must be at least 2"):
         classifier(classes=1)
+
+
+def test_weights_that_match_no_key_are_refused(tmp_path: Path) -> None:
+    source = classifier(seed=1)
+    name = save(source, tmp_path / "deeper.ckpt", **{"backbone.blocks.4.0.weight": torch.zeros(2)})
+    with pytest.raises(ValueError, match=r"1 of its tensors have no place in this model, such as backbone.blocks.4"):
+        classifier(init_from=name)

@@ -58,6 +58,23 @@ def test_the_last_epochs_are_averaged_with_statistics_of_the_training_set(
     assert (saved["backbone.blocks.0.1.running_mean"] - expected["backbone.blocks.0.1.running_mean"]).abs().max() > 1e-3
 
 
+def test_a_run_that_had_ended_and_goes_on_averages_its_last_epochs_alone(
+    data: Any, quiet_trainer: Callable[..., Trainer], tmp_path: Path
+) -> None:
+    def fit(epochs: int, **more: Any) -> dict[str, torch.Tensor]:
+        torch.manual_seed(0)
+        module = ImageClassifier(Conv64F(1, width=4, pools=2), 3, optimizer=lambda p: torch.optim.SGD(p, lr=0.05))
+        trainer = quiet_trainer(max_epochs=epochs, callbacks=[AverageLast(2)], limit_val_batches=0)
+        trainer.fit(module, data(), **more)
+        trainer.save_checkpoint(tmp_path / "last.ckpt")
+        return torch.load(tmp_path / "checkpoints" / "average.ckpt", weights_only=True)["state_dict"]
+
+    unbroken = fit(5)
+    fit(3)
+    for name, value in fit(5, ckpt_path=tmp_path / "last.ckpt", weights_only=True).items():
+        torch.testing.assert_close(value, unbroken[name], msg=lambda m, n=name: f"{n}: {m}")
+
+
 def test_numbers_that_make_no_average_are_refused(data: Any, quiet_trainer: Callable[..., Trainer]) -> None:
     with pytest.raises(ValueError, match="epochs=0"):
         AverageLast(0)

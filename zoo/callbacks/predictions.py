@@ -1,5 +1,7 @@
 """Writes what ``predict`` returns as a table."""
 
+from collections.abc import Sequence
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +16,30 @@ from zoo.distributed import gather_objects
 class PredictionTable(Callback):
     """Writes ``predictions.csv`` from the rows, flat dicts, that ``predict_step`` returns.
 
-    The rows of all ranks are joined; one that comes twice, as from a sample that fills a batch, is written once.
+    The rows of all ranks are joined in the order of the samples; one that comes twice, as from a sample that fills a
+    rank's last batch, is written once.
     """
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._rows: list[dict[str, Any]] = []
+        self._batches: list[list[dict[str, Any]]] = []
 
     def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
-        self._rows.extend(outputs)
+        self._batches.append(outputs)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         log_dir = trainer.log_dir  # a broadcast: all ranks must ask
-        rows = list({tuple(row.items()): row for row in gather_objects(self._rows)}.values())
+        rows = unique_rows(gather_objects(self._batches))
         if not rows or not trainer.is_global_zero:
             return
         file = Path(log_dir or ".") / "predictions.csv"
         write_rows(file, rows)
         rank_zero_info(f"{len(rows)} predictions in {file}")
+
+
+def unique_rows(ranks: Sequence[Sequence[Sequence[dict[str, Any]]]]) -> list[dict[str, Any]]:
+    """The rows of each rank's batches, batch by batch; of those that differ in floats alone, the first."""
+    rows: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for batches in zip_longest(*ranks, fillvalue=()):
+        for row in chain.from_iterable(batches):
+            rows.setdefault(tuple((k, v) for k, v in row.items() if not isinstance(v, float)), row)
+    return list(rows.values())

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -62,11 +62,17 @@ class AverageLast(Callback):
         assert trainer.max_epochs is not None
         if trainer.current_epoch >= trainer.max_epochs - self.epochs:
             self._states.append({name: value.cpu().clone() for name, value in pl_module.state_dict().items()})
+            del self._states[: -self.epochs]  # of a run that had ended before and goes on
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         log_dir = trainer.log_dir  # a broadcast: all ranks must ask
         assert trainer.max_epochs is not None
-        if log_dir is None or len(self._states) < min(self.epochs, trainer.max_epochs):
+        if log_dir is None:
+            return
+        if len(self._states) < min(self.epochs, trainer.max_epochs):
+            rank_zero_warn(
+                f"AverageLast: the fit ended before epoch {trainer.max_epochs}, so there is no average of the last ones"
+            )
             return
         last = {name: value.clone() for name, value in pl_module.state_dict().items()}
         pl_module.load_state_dict(average_states(self._states))

@@ -27,13 +27,14 @@ class NoiseMaskHeating(ImageClassifier):
     """A classifier that sees each training image under a mask, and the policy that the masks are drawn from.
 
     Both learn from one scalar on one sample, so one optimiser with two parameter groups steps both, under automatic
-    optimisation: gradient clipping (of the joint norm), accumulation and sharding work as ever. With accumulation the
+    optimisation: gradient clipping (of the joint norm) and accumulation work as ever. With accumulation the
     base distribution moves once a batch, not once an optimiser step.
 
     Its checkpoint is the heated classifier: ``ImageClassifier(init_from=...)`` takes it and leaves the policy out.
 
-    On several ranks the base distribution follows the mean over all images, masks differ by rank, and the gradient is
-    the mean of the ranks' own products of log-density and loss (``MaskObjective``).
+    On several ranks the base distribution follows the mean over all images, masks differ by rank (the command line
+    seeds torch by rank before each step; a Trainer of your own must do the same), and the gradient is the mean of the
+    ranks' own products of log-density and loss (``MaskObjective``).
 
     Args:
         mask: the masks' form; ``NoiseMask()``, the official one, unless given.
@@ -91,6 +92,11 @@ class NoiseMaskHeating(ImageClassifier):
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
+        if self.trainer.precision not in ("32-true", "16-mixed", "bf16-mixed"):
+            raise ValueError(
+                f"trainer.precision={self.trainer.precision}: masks and their densities need float32 beside the "
+                "networks; use 32-true, 16-mixed or bf16-mixed"
+            )
         self._epochs, self._snapshots = self.trainer.max_epochs, []
         self._check_batch(getattr(getattr(self.trainer, "datamodule", None), "batch_size", 2))
 

@@ -43,5 +43,11 @@ def start_from(backbone: nn.Module, head: nn.Linear, name: str, reset_head: bool
             f"init_from {name!r}: {len(missing)} of {len(own)} tensors find no match in it, such as {wanted}; it holds "
             f"{held} and so on. Choose the checkpoint of a classifier of the same architecture."
         )
+    surplus = [key for key in state if key.startswith(tuple(parts)) and key not in own]
+    if surplus:
+        raise ValueError(
+            f"init_from {name!r}: {len(surplus)} of its tensors have no place in this model, such as "
+            f"{', '.join(surplus[:3])}. Choose the checkpoint of a classifier of the same architecture."
+        )
     for prefix, part in parts.items():
         part.load_state_dict({key: state[prefix + key] for key in part.state_dict()})

@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy, normalize
 
 from datamodules.batches import ImageBatch, IndexedImages
 from zoo.catalogue import register
+from zoo.distributed import gather_objects
 from zoo.metrics import IndexedMean
 from zoo.nn import Backbone
 from zoo.pretrained import init_from, load, locate
@@ -21,7 +22,6 @@ from zoo.retrieval import (
     EmbeddingStore,
     EmbeddingTable,
     RetrievalEvaluator,
-    Search,
     class_templates,
     load_table,
     save_table,
@@ -104,7 +104,9 @@ class CompatibleRepresentation(LightningModule):
         classifier.build(backbone.channels)
         self.compatibility = compatibility
         self.evaluator = evaluator or RetrievalEvaluator(template="mean", absent="error")
-        self.score = score
+        self.score = score or self.evaluator.names[0]
+        if self.score not in self.evaluator.names:
+            raise ValueError(f"score={score!r} is none of the evaluator's: {', '.join(self.evaluator.names)}")
         self.decay_all, self.nearest = decay_all, nearest
         self.optimizer, self.scheduler = optimizer, scheduler
         self.previous: nn.ModuleList | None = None
@@ -144,6 +146,8 @@ class CompatibleRepresentation(LightningModule):
             raise ValueError(
                 f"replace_at={self.replace_at}: there are {task.total} tasks, numbered 0 to {task.total - 1}"
             )
+        if task.number == 0:
+            self._check_sequence(task)
         before = None if task.number == 0 else str(locate(str(task.folders[task.number - 1])))
         source = before
         if task.number in self.replace_at:
@@ -161,6 +165,15 @@ class CompatibleRepresentation(LightningModule):
             self.previous = copy.deepcopy(nn.ModuleList([model.backbone, model.classifier])).requires_grad_(False)
             self.previous.eval()
         self.classifier.grow(task.known, task.classes)
+
+    def _check_sequence(self, task: Task) -> None:
+        """What later tasks will need, on copies, before the first one takes its time."""
+        with torch.random.fork_rng(devices=[]):  # a head that grows draws its weights
+            classifier, backbone = copy.deepcopy(self.classifier), copy.deepcopy(self.backbone)
+            classifier.grow(0, task.final_classes)
+            for name in self.pretrained:
+                init_from(backbone, name, prefix="backbone.")
+                classifier.adopt(load(name), "classifier.", own=False)
 
     def _take(self, name: str, own: bool) -> None:
         init_from(self.backbone, name, prefix="backbone.")
@@ -241,15 +254,11 @@ class CompatibleRepresentation(LightningModule):
 
     def sequence_results(self, folders: Sequence[Path]) -> list[dict[str, Any]]:
         """One row a task: its row of the compatibility matrix, and AC and AA up to there."""
-        return sequence.table(sequence.read(folders, self._score))
+        return sequence.table(sequence.read(folders, self.score))
 
     def sequence_figures(self, folders: Sequence[Path]) -> "Mapping[str, Figure]":
         """The compatibility matrix as a heat map."""
-        return {"compatibility": sequence.heat_map(sequence.read(folders, self._score))}
-
-    @property
-    def _score(self) -> str:
-        return self.score or self.evaluator.names[0]
+        return {"compatibility": sequence.heat_map(sequence.read(folders, self.score))}
 
     def on_predict_epoch_start(self) -> None:
         self._stores, self._gallery, self._nearest = [EmbeddingStore()], None, []
@@ -263,7 +272,7 @@ class CompatibleRepresentation(LightningModule):
         if self._gallery is None:
             self._gallery = self._stores[0].compute("gallery")
         gallery_files, query_files = self.trainer.datamodule.predict_files  # type: ignore[attr-defined]
-        scores, rows = Search()(
+        scores, rows = self.evaluator.search(
             normalize(embedding.float()).cpu(), self._gallery.embedding, min(self.nearest, len(self._gallery))
         )
         found = [
@@ -273,6 +282,10 @@ class CompatibleRepresentation(LightningModule):
         ]
         self._nearest += found
         return found
+
+    def on_predict_epoch_end(self) -> None:
+        found = [hit for part in gather_objects(self._nearest) for hit in part]
+        self._nearest = list({(hit["query"], hit["rank"]): hit for hit in found}.values())
 
     def figures(self) -> "Mapping[str, Figure]":
         """After a prediction, the first queries beside their nearest images."""

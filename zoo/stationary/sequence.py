@@ -47,25 +47,31 @@ def read(folders: Sequence[Path], score: str) -> Tensor:
     for folder in folders:
         with (folder / "results.csv").open(newline="", encoding="utf-8") as stream:
             for cell in csv.DictReader(stream):
-                if score not in cell:
-                    known = ", ".join(name for name in cell if not name.endswith(" model"))
-                    raise ValueError(f"score={score!r} is none of the evaluator's: {known}")
                 matrix[int(cell["query model"]), int(cell["gallery model"])] = float(cell[score])
     return matrix
 
 
 def table(matrix: Tensor) -> list[dict[str, Any]]:
-    """One row a query model: its scores on every gallery, and AC and AA over the models up to it."""
-    total = len(matrix)
+    """One row a query model: its scores on every gallery, and AC and AA over the models up to it.
+
+    Cells of models that cannot be compared are left out of both, and counted in a column of their own.
+    """
+    total, missing = len(matrix), _missing(matrix)
     return [
         {
             "query model": t,
             **{f"gallery {k}": matrix[t, k].item() if k <= t else "" for k in range(total)},
             "AC": average_compatibility(matrix[: t + 1, : t + 1], skip_missing=True),
             "AA": average_accuracy(matrix[: t + 1, : t + 1], skip_missing=True),
+            **({"cells left out": _missing(matrix[: t + 1, : t + 1])} if missing else {}),
         }
         for t in range(total)
     ]
+
+
+def _missing(matrix: Tensor) -> int:
+    lower = torch.ones_like(matrix, dtype=torch.bool).tril()
+    return int(matrix[lower].isnan().sum())
 
 
 def heat_map(matrix: Tensor) -> "Figure":
@@ -83,12 +89,13 @@ def heat_map(matrix: Tensor) -> "Figure":
             value = matrix[t, k].item()
             text = "n/a" if math.isnan(value) else f"{value:.1f}"
             axes.text(k, t, text, ha="center", va="center", fontsize=8, color="white" if value < 60 else "black")
-    for t, k in failing_cells(matrix):
+    for t, k in failing_cells(matrix, skip_missing=True):
         axes.add_patch(Rectangle((k - 0.5, t - 0.5), 1, 1, fill=False, edgecolor="red", linewidth=1.5))
     axes.set(xlabel="gallery of model", ylabel="queries of model", xticks=range(total), yticks=range(total))
     ac = average_compatibility(matrix, skip_missing=True)
     aa = average_accuracy(matrix, skip_missing=True)
-    axes.set_title(f"AC {ac:.2f}, AA {aa:.1f}%  (red: no better than the old model)", fontsize=9)
+    left_out = f", {missing} cells left out" if (missing := _missing(matrix)) else ""
+    axes.set_title(f"AC {ac:.2f}, AA {aa:.1f}%{left_out}  (red: no better than the old model)", fontsize=9)
     figure.colorbar(image, ax=axes, label="score (%)", shrink=0.8)
     return figure
 
