@@ -8,6 +8,7 @@ import re
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -365,5 +366,6 @@ def _known_names() -> set[str]:
         todo += [c for c in vars(module).values() if inspect.isclass(c) and c.__module__.startswith(("zoo", "datamod"))]
     for cls in todo:
         names.add(cls.__name__)
-        names.update(p for p in inspect.signature(cls).parameters if p not in ("args", "kwargs"))
+        with suppress(ValueError):  # subclasses of builtin types have no signature
+            names.update(p for p in inspect.signature(cls).parameters if p not in ("args", "kwargs"))
     return names

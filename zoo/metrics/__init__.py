@@ -9,15 +9,21 @@ from zoo.metrics.compatibility import (
     update_gain,
 )
 from zoo.metrics.interval import IndexedMean, Interval, confidence_interval
+from zoo.metrics.ranking import MRR, NDCG, HitRate, RankingMetrics, target_ranks
 
 __all__ = [
+    "MRR",
+    "NDCG",
+    "HitRate",
     "IndexedMean",
     "Interval",
+    "RankingMetrics",
     "average_accuracy",
     "average_compatibility",
     "confidence_interval",
     "failing_cells",
     "reindexing_gap",
     "running_average_accuracy",
+    "target_ranks",
     "update_gain",
 ]
