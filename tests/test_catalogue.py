@@ -9,7 +9,7 @@ from zoo.cli import run, with_config_paths
 
 NEEDS_OTHER_RUN = {
     *("few_shot/crlnet_miniimagenet", "few_shot/crlnet_strokes"),
-    *(f"noise_mask/finetune_{name}" for name in ("fashion", "pneumonia", "radimagenet")),
+    *(f"noise_mask/finetune_{name}" for name in ("fashion", "medmnist", "pneumonia", "radimagenet")),
 }
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from itertools import takewhile
 
 from rich.table import Table
 
@@ -30,9 +31,14 @@ def _methods() -> Table:
 def _configs() -> Table:
     table = Table("config", "what it runs", title="Configs (python -m zoo fit --config NAME)")
     for name in catalogue.configs() + catalogue.overlays():
-        first = catalogue.find_config(name).read_text(encoding="utf-8").split("\n", 1)[0]
-        table.add_row(name, first.removeprefix("#").strip())
+        table.add_row(name, _first_sentence(catalogue.find_config(name).read_text(encoding="utf-8")))
     return table
+
+
+def _first_sentence(config: str) -> str:
+    """Of the comment that a config starts with."""
+    comment = " ".join(line[1:].strip() for line in takewhile(lambda line: line.startswith("#"), config.splitlines()))
+    return comment.partition(". ")[0].removesuffix(".")
 
 
 def _checkpoints() -> Table:
