@@ -1,37 +1,25 @@
 """Gathering with gradient, and the compatibility loss over all ranks' images: two gloo processes against one."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, distributed
-from torch import multiprocessing as mp
 
 from zoo.distributed import gather
 from zoo.stationary.losses import HigherOrderCompatibility, SameClass
 
-
-def on_two_ranks(work: Callable[[int], object], folder: Path) -> list[object]:
-    mp.start_processes(_run, (work, folder), nprocs=2, start_method="fork")
-    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+TwoRanks = Callable[[Callable[[int], object]], list[object]]
 
 
-def _run(rank: int, work: Callable[[int], object], folder: Path) -> None:
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    torch.save(work(rank), folder / f"{rank}.pt")
-    distributed.destroy_process_group()
-
-
-def test_rows_come_in_the_order_of_ranks_and_gradients_go_home(tmp_path: Path) -> None:
+def test_rows_come_in_the_order_of_ranks_and_gradients_go_home(on_two_ranks: TwoRanks) -> None:
     def work(rank: int) -> tuple[Tensor, Tensor, Tensor | None]:
         x = (torch.arange(6.0).reshape(2, 3).T + 10 * rank).requires_grad_()
         rows = gather(x)
         ((rank + 1) * rows.square()).sum().backward()
         return rows.detach(), gather(torch.tensor([rank])), x.grad
 
-    for rank, (rows, ranks, grad) in enumerate(on_two_ranks(work, tmp_path)):  # type: ignore[misc]
+    for rank, (rows, ranks, grad) in enumerate(on_two_ranks(work)):  # type: ignore[misc]
         own = torch.arange(6.0).reshape(2, 3).T
         assert torch.equal(rows, torch.cat([own, own + 10]))
         assert ranks.tolist() == [0, 1]
@@ -44,7 +32,7 @@ def test_one_process_alone_gathers_itself() -> None:
 
 
 @pytest.mark.parametrize("same_class", ["ones", "positive_in_denominator"])
-def test_two_ranks_with_gathered_negatives_equal_one_process(same_class: SameClass, tmp_path: Path) -> None:
+def test_two_ranks_with_gathered_negatives_equal_one_process(same_class: SameClass, on_two_ranks: TwoRanks) -> None:
     generator = torch.Generator().manual_seed(0)
     x, old = torch.randn(2, 10, 4, generator=generator, dtype=torch.float64)
     start = torch.randn(4, 4, generator=generator, dtype=torch.float64)
@@ -69,7 +57,7 @@ def test_two_ranks_with_gathered_negatives_equal_one_process(same_class: SameCla
         return means
 
     loss, grad = step(slice(0, 10), False)
-    for joined, joined_grad, apart, apart_grad in on_two_ranks(work, tmp_path):  # type: ignore[misc]
+    for joined, joined_grad, apart, apart_grad in on_two_ranks(work):  # type: ignore[misc]
         torch.testing.assert_close(joined, loss)
         torch.testing.assert_close(joined_grad, grad)
         assert (apart - loss).abs() > 0.1

@@ -1,29 +1,17 @@
 """Gathered negatives and evaluation: two gloo processes against one."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, distributed
-from torch import multiprocessing as mp
 
 from datamodules.batches import SequenceBatch
 from zoo.metrics import RankingMetrics
 from zoo.recommenders import InterUser, IntraUser, Mean, Recommender, SASRec
 from zoo.recommenders.losses import Form
 
-
-def on_two_ranks(work: Callable[[int], object], folder: Path) -> list[object]:
-    mp.start_processes(_run, (work, folder), nprocs=2, start_method="fork")
-    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
-
-
-def _run(rank: int, work: Callable[[int], object], folder: Path) -> None:
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    torch.save(work(rank), folder / f"{rank}.pt")
-    distributed.destroy_process_group()
+TwoRanks = Callable[[Callable[[int], object]], list[object]]
 
 
 def whole() -> SequenceBatch:
@@ -47,7 +35,7 @@ def step(batch: SequenceBatch, form: Form, gathered: bool) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("form", ["symmetric", "one_way"])
-def test_two_ranks_with_gathered_negatives_equal_one_process(form: Form, tmp_path: Path) -> None:
+def test_two_ranks_with_gathered_negatives_equal_one_process(form: Form, on_two_ranks: TwoRanks) -> None:
     def work(rank: int) -> list[dict[str, Tensor]]:
         rows = slice(4 * rank, 4 * rank + 4)
         share = SequenceBatch(*(field[rows] for field in whole()[:5]))  # type: ignore[index]
@@ -61,14 +49,14 @@ def test_two_ranks_with_gathered_negatives_equal_one_process(form: Form, tmp_pat
         return means
 
     one = step(whole(), form, gathered=True)
-    for joined, apart in on_two_ranks(work, tmp_path):  # type: ignore[misc]
+    for joined, apart in on_two_ranks(work):  # type: ignore[misc]
         for name, value in one.items():
             torch.testing.assert_close(joined[name], value, msg=lambda m, n=name: f"{n}: {m}")
         assert apart["intra"] < one["intra"] - 0.1  # fewer negatives are an easier task
         assert (apart["encoder.item_embedding.weight"] - one["encoder.item_embedding.weight"]).abs().max() > 1e-3
 
 
-def test_metrics_over_two_ranks_are_those_of_one_to_the_last_digit(tmp_path: Path) -> None:
+def test_metrics_over_two_ranks_are_those_of_one_to_the_last_digit(on_two_ranks: TwoRanks) -> None:
     rank_of = torch.randint(1, 30, (101,), generator=torch.Generator().manual_seed(0)).float()
     names = ["hr@10", "ndcg@10", "mrr@10"]
 
@@ -82,4 +70,4 @@ def test_metrics_over_two_ranks_are_those_of_one_to_the_last_digit(tmp_path: Pat
     one = RankingMetrics(names)
     one.update(rank_of, torch.arange(101))
     expected = {name: value.item() for name, value in one.compute().items()}
-    assert on_two_ranks(work, tmp_path) == [expected, expected]
+    assert on_two_ranks(work) == [expected, expected]

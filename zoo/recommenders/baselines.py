@@ -1,7 +1,7 @@
 """Baselines without training: the most popular items, and first-order Markov transitions."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -39,6 +39,8 @@ class _Counting(NextItem):
     """Counts the training part of the data in one pass before anything else; a fit of one batch is enough."""
 
     count: Tensor
+    counted: ClassVar[dict[str, torch.dtype]] = {"count": torch.float64}
+    """The buffers that counting fills."""
 
     def __init__(
         self,
@@ -49,7 +51,8 @@ class _Counting(NextItem):
         write_users: bool = False,
     ) -> None:
         super().__init__(metrics, ties, mask_history, top_k, write_users)
-        self.register_buffer("count", torch.zeros(0, dtype=torch.float64))
+        for name, dtype in self.counted.items():
+            self.register_buffer(name, torch.zeros(0, dtype=dtype))
 
     @property
     def num_items(self) -> int:
@@ -105,18 +108,7 @@ class Markov(_Counting):
 
     pair: Tensor
     times: Tensor
-
-    def __init__(
-        self,
-        metrics: Sequence[str] = METRICS,
-        ties: Ties = "average",
-        mask_history: bool = False,
-        top_k: int = 10,
-        write_users: bool = False,
-    ) -> None:
-        super().__init__(metrics, ties, mask_history, top_k, write_users)
-        self.register_buffer("pair", torch.zeros(0, dtype=torch.int64))
-        self.register_buffer("times", torch.zeros(0, dtype=torch.int64))
+    counted: ClassVar[dict[str, torch.dtype]] = {"count": torch.float64, "pair": torch.int64, "times": torch.int64}
 
     def fit(self, item: np.ndarray, offset: np.ndarray, train: np.ndarray, num_items: int) -> None:
         super().fit(item, offset, train, num_items)
