@@ -15,14 +15,10 @@ import json
 from collections import defaultdict
 from pathlib import Path
 
-from zoo.cli import run
+from studies import run_once
 
 FIELD = {"strokes": "base_classes", "omniglot": "max_base_classes"}
 MODES = ("full", "no_correlation")
-
-
-def newest(folder: Path, file: str) -> Path | None:
-    return max(folder.glob(f"version_*/{file}"), key=lambda p: p.stat().st_mtime, default=None)
 
 
 def hard(episodes: int) -> str:
@@ -31,23 +27,14 @@ def hard(episodes: int) -> str:
 
 def fit(name: str, config: str, args: argparse.Namespace, seed: int, *more: str) -> Path:
     """The run folder of one fit, which is run unless it is there."""
-    folder = Path(args.run_dir) / name
-    if (done := newest(folder, "results.csv")) is not None:
-        return done.parent
-    run(
-        [
-            *("fit", "--config", f"few_shot/{config}_{args.set}", "--run_dir", args.run_dir, "--run_name", name),
-            *(f"--seed_everything={seed}", f"--data.init_args.seed={seed}"),
-            *("--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"),
-            *("--trainer.max_epochs=-1", "--trainer.check_val_every_n_epoch=null"),
-            f"--data.init_args.val={hard(args.val_episodes)}",
-            f"--data.init_args.test={hard(args.test_episodes)}",
-            *more,
-        ]
-    )
-    done = newest(folder, "results.csv")
-    assert done is not None
-    return done.parent
+    words = [
+        *("--config", f"few_shot/{config}_{args.set}", "--trainer.max_epochs=-1"),
+        "--trainer.check_val_every_n_epoch=null",
+        f"--data.init_args.val={hard(args.val_episodes)}",
+        f"--data.init_args.test={hard(args.test_episodes)}",
+        *more,
+    ]
+    return run_once("fit", args.run_dir, name, seed, words)
 
 
 def study(args: argparse.Namespace) -> list[dict[str, str | int | float]]:

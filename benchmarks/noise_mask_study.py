@@ -10,23 +10,14 @@ table, and writes it as ``<run_dir>/study_<set>.md`` and each run's scores as ``
 
 import argparse
 import csv
-import statistics
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-
-from zoo.startup import light_imports
-
-with light_imports():
-    from zoo.cli import run
+from studies import mean, paired, run_once
 
 SCORES = ("balanced_accuracy", "auc", "f1", "accuracy")
 REFERENCE = "baseline, equal budget"
-# 97.5% quantiles of Student's t with 1 to 19 degrees of freedom
-T_QUANTILE = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262,
-              2.228, 2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093)  # fmt: skip
 
 
 class Arm(NamedTuple):
@@ -53,24 +44,18 @@ ARMS = {
 
 
 def fit(name: str, args: argparse.Namespace, seed: int) -> Path:
-    """The folder of an arm's run, which is fitted and tested unless its ``results.csv`` is there."""
+    """The folder of an arm's run, which is fitted and tested unless its results are there."""
     arm = ARMS[name]
     run_name = f"{args.set}_{name.replace(', ', '_').replace(' ', '_').replace('-', '_')}_{seed}"
-    complete = list((Path(args.run_dir) / run_name).glob("version_*/results.csv"))
-    if complete:
-        return max(complete, key=lambda file: file.stat().st_mtime).parent
-    common = ["--config", f"noise_mask/{arm.config}_{args.set}", "--run_dir", args.run_dir, "--run_name", run_name]
-    common += [f"--seed_everything={seed}", f"--data.init_args.seed={seed}", *arm.words, *args.more]
-    common += ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--monitor=null"]
+    words = ["--config", f"noise_mask/{arm.config}_{args.set}", *arm.words, *args.more, "--monitor=null"]
     if args.root is not None:
-        common.append(f"--data.init_args.dataset.init_args.root={args.root}")
+        words.append(f"--data.init_args.dataset.init_args.root={args.root}")
     before = None if arm.start is None else fit(arm.start, args, seed) / "checkpoints"
     if before is not None and arm.averaged:
-        cli = run(["test", *common, "--ckpt_path", str(before / "average.ckpt")])
-        return Path(cli.trainer.log_dir)
+        return run_once("test", args.run_dir, run_name, seed, [*words, "--ckpt_path", str(before / "average.ckpt")])
     if before is not None:
-        common.append(f"--model.init_args.init_from={before / 'last.ckpt'}")
-    return Path(run(["fit", *common]).trainer.log_dir)
+        words.append(f"--model.init_args.init_from={before / 'last.ckpt'}")
+    return run_once("fit", args.run_dir, run_name, seed, words)
 
 
 def read(folder: Path) -> dict[str, float]:
@@ -78,16 +63,6 @@ def read(folder: Path) -> dict[str, float]:
     with (folder / "results.csv").open(newline="") as stream:
         row = next(row for row in csv.DictReader(stream) if row["mask"] == "none")
     return {score: float(row[score]) for score in SCORES}
-
-
-def paired(values: Sequence[float], reference: Sequence[float]) -> str:
-    """The mean difference with the half-width of its 95% t-interval over the seeds."""
-    differences = [a - b for a, b in zip(values, reference, strict=True)]
-    mean = statistics.mean(differences)
-    if not 2 <= len(differences) <= len(T_QUANTILE) + 1:
-        return f"{mean:+.2f}"
-    half = T_QUANTILE[len(differences) - 2] * statistics.stdev(differences) / len(differences) ** 0.5
-    return f"{mean:+.2f} ± {half:.2f}"
 
 
 def table(scores: dict[str, list[dict[str, float]]], seeds: int) -> str:
@@ -102,8 +77,7 @@ def table(scores: dict[str, list[dict[str, float]]], seeds: int) -> str:
         cells = []
         for score in SCORES:
             values, reference = ([row[score] for row in some] for some in (rows, scores[REFERENCE]))
-            spread = f" ({statistics.stdev(values):.2f})" if len(values) > 1 else ""
-            cells += [f"{statistics.mean(values):.2f}{spread}", "" if arm == REFERENCE else paired(values, reference)]
+            cells += [mean(values), "" if arm == REFERENCE else paired(values, reference)]
         lines.append(f"| {arm} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

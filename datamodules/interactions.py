@@ -94,6 +94,8 @@ def decoded_lines(raw: BinaryIO, size: int, name: str, encoding: str = "utf-8") 
         for number, line in enumerate(cast(Iterable[bytes], reader), 1):
             try:
                 text = line.decode(encoding).rstrip("\r\n")
+                if number == 1:
+                    text = text.removeprefix("\ufeff")
             except UnicodeDecodeError as error:
                 raise ValueError(f"{name}, line {number}: not {encoding} text ({error})") from error
             if text.strip():
@@ -106,7 +108,7 @@ def moment(value: Any, where: str) -> float:
         found = float(value)
     except (TypeError, ValueError):
         try:
-            day = value if isinstance(value, datetime) else datetime.fromisoformat(value)
+            day = value if isinstance(value, datetime) else datetime.fromisoformat(str(value))  # of a date too
         except (TypeError, ValueError):
             raise ValueError(f"{where}: time {value!r} is neither a number nor an ISO date") from None
         found = (day if day.tzinfo else day.replace(tzinfo=UTC)).timestamp()

@@ -29,7 +29,7 @@ def read_attributes(file: str | Path) -> dict[str, dict[str, str]]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file of item attributes {path}")
     found: dict[str, dict[str, str]] = {}
-    with path.open(encoding="utf-8", newline="") as lines:
+    with path.open(encoding="utf-8-sig", newline="") as lines:
         for number, row in _json_rows(path, lines) if path.suffix == ".jsonl" else _table_rows(path, lines):
             item, *_ = row.values()
             if item in found:
@@ -44,7 +44,7 @@ def _table_rows(path: Path, lines: Iterable[str]) -> Iterator[tuple[int, dict[st
     else:
         reader = csv.reader(lines, delimiter="," if path.suffix == ".csv" else "\t")
     names = [name.split(":")[0].strip() for name in next(reader, [])]
-    for row in reader:
+    for row in filter(None, reader):  # without empty lines
         if len(row) != len(names):
             raise ValueError(f"{path}, line {reader.line_num}: {len(row)} fields, but the header has {len(names)}")
         yield reader.line_num, dict(zip(names, row, strict=True))
@@ -52,6 +52,8 @@ def _table_rows(path: Path, lines: Iterable[str]) -> Iterator[tuple[int, dict[st
 
 def _json_rows(path: Path, lines: Iterable[str]) -> Iterator[tuple[int, dict[str, str]]]:
     for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:

@@ -8,6 +8,7 @@ from datamodules.search import Search
 from datamodules.streams import key, uniform
 
 ROWS_AT_ONCE = 65536
+EXTRA = 1024  # places at first for excluded rows; more places cost little, a second search costs as much as the first
 
 
 def nearest(
@@ -45,7 +46,8 @@ def nearest(
     find = exact if search.exact else search.over(unit)
     result = np.empty((len(unit), k), np.int64)
     for start in track(range(0, len(unit), chunk), "neighbours", disable=not progress):
-        rows, fetch = np.arange(start, min(start + chunk, len(unit))), k + 1
+        rows = np.arange(start, min(start + chunk, len(unit)))
+        fetch = k + min(int(size[rows].max()), EXTRA)
         method = find
         while len(rows):
             found = method(unit[rows], fetch)[1].numpy()

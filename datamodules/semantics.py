@@ -1,7 +1,6 @@
 """Semantic tables for sequential recommendation: embeddings of items and prefixes, and their nearest neighbours."""
 
 import hashlib
-import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch.nn.functional import embedding_bag
 
 from datamodules.item_texts import all_answers, item_ids, item_texts, prefix_ids, read_attributes
@@ -19,7 +19,6 @@ from datamodules.sequence_views import Scope, SemanticSource
 from datamodules.sources import atomic, cache_dir
 
 ROWS_AT_ONCE = 16384
-log = logging.getLogger(__name__)
 
 
 class TextEncoder(ABC):
@@ -123,7 +122,7 @@ class Semantics(SemanticSource):
         item_neighbors = self._neighbors("items", items[1:], _digest(items), self.item_index, None)
         pool_neighbors = self._neighbors("prefixes", prefixes, digest, self.pool_index, group)
         same_user = same_group(pool_neighbors, user)
-        log.info("%.1f%% of the prefixes' neighbours are of the same user", 100 * same_user)
+        rank_zero_info(f"{100 * same_user:.1f}% of the prefixes' neighbours are of the same user.")
         padded = np.concatenate([np.zeros((1, self.k), np.int64), item_neighbors + 1])
         return SemanticTables(items, prefixes, padded, pool_neighbors, same_user)
 

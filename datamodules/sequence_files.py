@@ -125,11 +125,11 @@ class PairLines(SequenceSet):
 
     def load(self) -> SequenceStore:
         """As in ``SequenceSet``."""
-        rows = list(_history_lines(self.file))
-        names = {item for _, _, items in rows for item in items}
+        # the file is read twice, as its words take many times the memory of what is kept
+        names = {item for _, _, items in _history_lines(self.file) for item in items}
         numbered = [str(i) for i in range(1, len(names) + 1)]
         collected = Interactions(numbered if names == set(numbered) else ())
-        for where, user, items in rows:
+        for where, user, items in _history_lines(self.file):
             for item in items:
                 if item == "0" or (item[0] == "-" and item[1:].isdigit()):
                     raise ValueError(f"{where}: item {item}: number items from 1, 0 is padding")
@@ -221,20 +221,23 @@ def _check_columns(path: Path, columns: Sequence[str], header: Sequence[str]) ->
 def read_histories(path: Path, number: Mapping[str, int]) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Histories to continue: items [N] int32, offsets [users + 1] int64, and what the users are called.
 
-    Lines are ``user item item ...``, or JSON ``{"user": ..., "items": [...]}``; ``number`` gives an item's by its id.
+    Lines are ``user item item ...``, or JSON ``{"user": ..., "items": [...]}``, one a user; ``number`` gives an item's
+    by its id.
     """
-    users: list[str] = []
+    users: dict[str, None] = {}
     item, offset = array("i"), [0]
     for where, user, items in _json_histories(path) if path.suffix == ".jsonl" else _history_lines(path):
         for name in items:
             if name not in number:
                 raise ValueError(f"{where}: unknown item {name!r}; histories are of the items trained on")
             item.append(number[name])
-        users.append(user)
+        if user in users:
+            raise ValueError(f"{where}: user {user!r} comes again; put a user's items on one line, in time order")
+        users[user] = None
         offset.append(len(item))
     if not users:
         raise ValueError(f"{path} holds no histories")
-    return np.array(item, np.int32), np.array(offset, np.int64), users
+    return np.array(item, np.int32), np.array(offset, np.int64), list(users)
 
 
 def _json_histories(path: Path) -> Iterator[tuple[str, str, list[str]]]:

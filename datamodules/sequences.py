@@ -37,7 +37,9 @@ class SequentialRecommendation(LightningDataModule):
         dataset: what the sequences are.
         max_length: L, the number of items, the most recent ones, that a model sees.
         batch_size: samples of a rank's training batch.
+        drop_last: leave out an epoch's incomplete last batch, another one each epoch; the official code keeps it.
         eval_batch_size: histories of a rank's evaluation batch.
+        recent: of each user only as many interactions, the last, are used at all, before the filter; null for all.
         min_user_interactions: users with fewer are left out, until users and items left have enough (k-core).
         min_item_interactions: items with fewer are left out likewise.
         split: the last item of each user, or all items after a time, are for the test.
@@ -57,7 +59,9 @@ class SequentialRecommendation(LightningDataModule):
         dataset: SequenceSet,
         max_length: int = 20,
         batch_size: int = 256,
+        drop_last: bool = False,
         eval_batch_size: int = 1024,
+        recent: int | None = None,
         min_user_interactions: int = 0,
         min_item_interactions: int = 0,
         split: Literal["leave_one_out", "temporal"] = "leave_one_out",
@@ -71,24 +75,33 @@ class SequentialRecommendation(LightningDataModule):
     ) -> None:
         super().__init__()
         sizes = {"max_length": max_length, "batch_size": batch_size, "eval_batch_size": eval_batch_size}
-        for name, value in sizes.items():
-            if value < 1:
+        for name, value in {**sizes, "recent": recent}.items():
+            if value is not None and value < 1:
                 raise ValueError(f"{name}={value}: must be at least 1")
         if min(held_out) <= 0 or sum(held_out) >= 1:
             raise ValueError(f"held_out={held_out}: two positive shares, together below 1")
+        if split == "temporal" and semantics is not None and semantics.pool_scope == "official":
+            raise ValueError(
+                "semantics.pool_scope=official is for split=leave_one_out: with split=temporal the pool would hold all "
+                "items of the test window; use pool_scope=train"
+            )
         fields = [view.field for view in views or []]
         if twice := [field for field in fields if fields.count(field) > 1]:
             raise ValueError(f"views: two parts give the field {twice[0]!r}; keep one")
         self.dataset, self.max_length, self.seed, self.num_workers = dataset, max_length, seed, num_workers
+        self.drop_last = drop_last
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
-        self.least = min_user_interactions, min_item_interactions
+        self.recent, self.least = recent, (min_user_interactions, min_item_interactions)
         self.split_kind, self.held_out, self.samples = split, held_out, samples
         self.semantics, self.views, self.predict_histories = semantics, views or [], predict_histories
 
     @cached_property
     def store(self) -> SequenceStore:
-        """All interactions that the filter leaves."""
+        """All interactions that ``recent`` and the filter leave."""
         store = self.dataset.load()
+        if self.recent is not None:
+            place = np.arange(len(store.item))
+            store = filtered(store, place[place >= np.repeat(store.offset[1:], store.length) - self.recent])
         if max(self.least) > 1:
             user = np.repeat(np.arange(len(store.user_ids)), store.length)
             rows, sizes = k_core(user, store.item, *self.least)
@@ -184,7 +197,7 @@ class SequentialRecommendation(LightningDataModule):
     def train_dataloader(self) -> ResumableLoader:
         data = TrainingSequences(self.store, self.pool, self.trained, self.samples == "users", self.views, self.seed)
         order = int(key(self.seed, _ORDER))
-        sampler = KeyedBatchSampler(len(data), self.batch_size, shuffle=True, seed=order, drop_last=True)
+        sampler = KeyedBatchSampler(len(data), self.batch_size, shuffle=True, seed=order, drop_last=self.drop_last)
         return ResumableLoader(data, sampler, self.num_workers)
 
     def val_dataloader(self) -> ResumableLoader:

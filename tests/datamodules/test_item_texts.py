@@ -26,9 +26,9 @@ def pool_of(store: SequenceStore, *count: int, max_length: int = 20) -> Prefixes
 def test_attributes_from_all_kinds_of_files(tmp_path: Path) -> None:
     expected = {"a": {"item": "a", "brand": 'X "y"', "price": "3"}, "b": {"item": "b", "brand": "", "price": "4"}}
     (tmp_path / "t.item").write_text('item:token\tbrand:token_seq\tprice:float\na\tX "y"\t3\nb\t\t4\n')
-    (tmp_path / "t.csv").write_text('item,brand,price\na,"X ""y""",3\nb,,4\n')
+    (tmp_path / "t.csv").write_text('\ufeffitem,brand,price\na,"X ""y""",3\n\nb,,4\n\n')
     lines = [{"item": "a", "brand": 'X "y"', "price": 3}, {"item": "b", "brand": None, "price": 4}]
-    (tmp_path / "t.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(line) + "\n\n" for line in lines))
     for name in ("t.item", "t.csv", "t.jsonl"):
         assert read_attributes(tmp_path / name) == expected
     (tmp_path / "t.item").write_text("item:token\tbrand:token_seq\na\tX\nb\n")

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
+from datamodules import neighbors
 from datamodules.neighbors import nearest, random_others, same_group
+from datamodules.search import Search
 
 
 def cloud(n: int, d: int = 8, seed: int = 0) -> np.ndarray:
@@ -33,12 +35,22 @@ def test_a_copy_is_a_neighbour_and_the_row_itself_is_not_whatever_its_rank() -> 
     assert nearest(same, 3).tolist() == expected
 
 
-def test_more_are_fetched_until_enough_are_of_other_groups() -> None:
+@pytest.mark.parametrize(("extra", "searched"), [(1, 43 + 43 + 40 * 3), (1024, 43)])
+def test_more_are_fetched_until_enough_are_of_other_groups(
+    extra: int, searched: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[int] = []
+    search = Search._in_chunks
+    monkeypatch.setattr(neighbors, "EXTRA", extra)
+    monkeypatch.setattr(
+        Search, "_in_chunks", lambda self, query, *a: rows.append(len(query)) or search(self, query, *a)
+    )
     # 40 near-copies of one user and 3 rows of another: the nearest 39 of each copy are excluded
     user = cloud(1) + 1e-3 * cloud(40)
     other = cloud(3, seed=5)
     vectors, group = np.concatenate([user, other]), np.repeat([0, 1], [40, 3])
     found = nearest(vectors, 3, group)
+    assert sum(rows) == searched  # with places for one row of the own group at first: 4, 8, 16, 32 and 43 places
     assert np.sort(found[:40], axis=1).tolist() == [[40, 41, 42]] * 40
     assert np.array_equal(found, by_sorting(vectors, 3, group))
     assert same_group(nearest(vectors, 3), group) > 0.9

@@ -1,6 +1,7 @@
 """Semantic tables: their rows, what is cached under what, and the errors of wrong ones."""
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -45,9 +46,12 @@ def pool_of(store: SequenceStore, held: int = 2, max_length: int = 20) -> Prefix
     return Prefixes(store.offset, np.maximum(store.length - held - 1, 0), max_length)
 
 
-def test_tables_agree_with_plain_loops(store: SequenceStore) -> None:
+def test_tables_agree_with_plain_loops(store: SequenceStore, caplog: pytest.LogCaptureFixture) -> None:
     pool = pool_of(store)
-    tables = Semantics(Letters(), k=3).tables(store, pool)
+    with caplog.at_level(logging.INFO, "lightning.pytorch"):
+        tables = Semantics(Letters(), k=3).tables(store, pool)
+    assert f"{100 * tables.same_user:.1f}% of the prefixes' neighbours are of the same user" in caplog.text
+    assert {record.name for record in caplog.records} == {"lightning.pytorch.utilities.rank_zero"}  # which is shown
     items = np.concatenate([np.zeros((1, 10)), Letters()(store.titles[1:])])  # type: ignore[index]
     assert np.array_equal(tables.item_embedding, items)
     expected = []

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import zipfile
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from datamodules import sequence_sets
+from datamodules.interactions import moment
 from datamodules.sequence_files import PairLines, RecBoleFiles, Table
 from datamodules.sequence_sets import Amazon2014, MovieLens1M, MovieLens100k, OnlineRetail, Yelp2019
 from datamodules.sequence_store import PAD, SequenceSet, SequenceStore
@@ -110,6 +112,19 @@ def test_pair_lines_and_whole_lines_say_the_same(tmp_path: Path) -> None:
         assert (store.item_ids, store.user_ids) == ([PAD, "1", "2", "3"], ["1", "2"])
     gaps = lines(tmp_path, "7 30 10\n7 30\n").load()
     assert (gaps.item.tolist(), gaps.item_ids) == ([1, 2, 1], [PAD, "30", "10"])
+    assert lines(tmp_path, "\ufeffann a\nann b\n").load().user_ids == ["ann"]  # a mark that some editors write first
+
+
+def test_pair_lines_take_no_memory_for_words(tmp_path: Path) -> None:
+    import tracemalloc
+
+    text = "".join(f"{user} {' '.join(str(1 + (user + i) % 50) for i in range(100))}\n" for user in range(300))
+    data = lines(tmp_path, text)
+    tracemalloc.start()
+    data.load()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak / 30_000 < 60  # bytes an interaction; a string alone takes 50 and its place in a list 8
 
 
 @pytest.mark.parametrize(
@@ -136,6 +151,12 @@ def test_tables_have_named_columns_and_iso_dates(tmp_path: Path) -> None:
         assert store.time is not None
         assert store.time.tolist() == [1_577_880_000, 1_577_923_200, 1_578_009_600]
         assert store.titles == ["", "Pie; large" if suffix == ".tsv" else "Pie, large", "Quiche"]
+
+
+def test_days_are_times() -> None:
+    assert moment(date(2020, 1, 2), "row 1") == 1_577_923_200  # as parquet gives them
+    with pytest.raises(ValueError, match="row 1: time None is neither"):
+        moment(None, "row 1")
 
 
 def test_parquet_tables_keep_types(tmp_path: Path) -> None:

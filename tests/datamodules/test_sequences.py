@@ -161,6 +161,12 @@ def test_the_filter_numbers_what_is_left_anew(caplog: pytest.LogCaptureFixture) 
         empty.setup("fit")
 
 
+def test_recent_keeps_the_last_interactions_and_numbers_their_items_anew() -> None:
+    data = SequentialRecommendation(Given([5, 1, 2, 3], [4, 2], [1, 5, 2]), recent=2)
+    assert data.item_ids == [PAD, "i2", "i3", "i4", "i5"]
+    assert data.store.item.reshape(3, 2).tolist() == [[1, 2], [3, 1], [4, 1]]
+
+
 def test_filtered_keeps_times_and_titles() -> None:
     store = store_of([1, 2, 3], [4, 2], num_items=4, time=[5, 6, 7, 1, 2])
     kept = filtered(replace(store, titles=["", *"abcd"]), np.array([1, 2, 4]))
@@ -206,17 +212,26 @@ def same(one: SequenceBatch, other: SequenceBatch) -> bool:
 
 
 def test_samples_and_views_do_not_depend_on_ranks_workers_or_batches(two_ranks: Become) -> None:
-    whole = list(with_views(batch_size=16).train_dataloader())
-    for one, other in zip(whole, with_views(batch_size=16, num_workers=2).train_dataloader(), strict=True):
+    whole = list(with_views(batch_size=16, drop_last=True).train_dataloader())
+    by_workers = with_views(batch_size=16, num_workers=2, drop_last=True).train_dataloader()
+    for one, other in zip(whole, by_workers, strict=True):
         assert same(one, other)
     shares = []
     for rank in range(2):
         two_ranks(rank, 2)
-        shares.append(list(with_views().train_dataloader()))
+        shares.append(list(with_views(drop_last=True).train_dataloader()))
     assert len(shares[0]) == len(whole)
     for step, batch in enumerate(whole):
         for field, parts in zip(batch, zip(shares[0][step], shares[1][step], strict=True), strict=True):
             assert torch.equal(field, torch.cat(parts))
+
+
+def test_the_last_batch_is_kept_unless_it_is_to_be_dropped() -> None:
+    data = with_views(batch_size=16)
+    samples, left = len(data.trained), len(data.trained) % 16
+    assert left
+    assert [len(batch.target) for batch in data.train_dataloader()] == [16] * (samples // 16) + [left]
+    assert {len(batch.target) for batch in with_views(batch_size=16, drop_last=True).train_dataloader()} == {16}
 
 
 def test_epochs_and_seeds_draw_anew() -> None:
@@ -279,6 +294,7 @@ def test_predict_continues_given_histories_or_every_user(tmp_path: Path) -> None
         ("h.txt", "ann i3\nbob i2 i99\n", "h.txt, line 2: unknown item 'i99'"),
         ("h.txt", "ann i3\nbob\n", "h.txt, line 2: user 'bob' without items"),
         ("h.txt", f"ann {PAD}\n", "unknown item"),
+        ("h.txt", "ann i1\nbob i2\nann i3\n", "h.txt, line 3: user 'ann' comes again"),
         ("h.txt", "\n", "holds no histories"),
         ("h.jsonl", '{"user": 1}\n', "h.jsonl, line 1: expected .*KeyError"),
         ("h.jsonl", '\n{"user": 1, "items": []}\n', "h.jsonl, line 2: user '1' without a list"),
@@ -297,8 +313,10 @@ def test_bad_histories_are_errors_with_their_line(tmp_path: Path, name: str, tex
     ("options", "message"),
     [
         ({"max_length": 0}, "max_length=0: must be at least 1"),
+        ({"recent": 0}, "recent=0: must be at least 1"),
         ({"held_out": (0.5, 0.5)}, "held_out"),
         ({"views": [Substitute(), CropMaskReorder()]}, "two parts give the field 'views'"),
+        ({"split": "temporal", "semantics": Tables("official")}, "pool_scope=official is for split=leave_one_out"),
     ],
 )
 def test_values_out_of_range_are_errors(options: dict[str, Any], message: str) -> None:

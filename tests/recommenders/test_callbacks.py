@@ -6,12 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
 
+from datamodules.batches import SequenceBatch
 from datamodules.sequence_store import windows
 from datamodules.sequence_views import Neighbors
 from datamodules.sequences import SequentialRecommendation
 from zoo.recommenders import (
+    Attention,
     CollaborativeNeighbors,
     ExportVectors,
     InterUser,
@@ -19,6 +23,7 @@ from zoo.recommenders import (
     Recommender,
     RoundedStopping,
     SASRec,
+    collaborative,
     export_vectors,
 )
 from zoo.recommenders.collaborative import nearest
@@ -87,10 +92,20 @@ def test_vectors_need_an_id_each_on_one_line(tmp_path: Path) -> None:
         export_vectors(tmp_path, "items", np.ones((1, 3)), ["a\nb"])
 
 
-def test_nearest_rows_by_cosine_never_the_row_itself_nor_its_group() -> None:
+def test_nearest_rows_by_cosine_never_the_row_itself_nor_its_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
     angle = torch.tensor([0.0, 0.1, 0.3, 0.6, 1.5])
     vectors = torch.stack([angle.cos(), angle.sin()], 1) * torch.tensor([[1.0], [5.0], [0.1], [2.0], [1.0]])
     assert nearest(vectors, 2, rows_at_once=2).tolist() == [[1, 2], [0, 2], [1, 3], [2, 1], [3, 2]]
+    monkeypatch.setattr(collaborative, "SCORES_AT_ONCE", 12)
+
+    def topk(scores: Tensor, k: int) -> object:
+        sizes.append(scores.numel())
+        return torch.topk(scores, k)
+
+    monkeypatch.setattr(Tensor, "topk", topk)
+    assert nearest(vectors, 2).tolist() == [[1, 2], [0, 2], [1, 3], [2, 1], [3, 2]]
+    assert max(sizes) <= 12
     group = torch.tensor([0, 0, 1, 1, 2])
     assert nearest(vectors, 2, group=group).tolist() == [[2, 3], [2, 3], [1, 0], [1, 0], [3, 2]]
     with pytest.raises(ValueError, match=r"k=4: must lie in \[1, 3\]"):
@@ -120,3 +135,42 @@ class _Tables:
 
     def __init__(self, pool: int) -> None:
         self.pool_embedding, self.pool_neighbors = np.ones((pool, 2), np.float32), np.zeros((pool, 2), np.int64)
+
+
+class _Watch(Callback):
+    """Which batches were trained on neighbours from the data's tables, prefix 0; saves where it is told to."""
+
+    def __init__(self, view: Neighbors, file: Path | None = None, step: int = -1) -> None:
+        self.view, self.file, self.step = view, file, step
+        self.old: list[bool] = []
+
+    def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: SequenceBatch, *_: object) -> None:
+        assert isinstance(module, Recommender)
+        part = module._parts()["inter"].synthesizer
+        self.old.append(not part.pool_neighbors.any() or not self.view.table.any())  # type: ignore[union-attr, operator]
+
+    def on_train_batch_end(self, trainer: Trainer, *_: object) -> None:
+        if trainer.global_step == self.step:
+            trainer.save_checkpoint(self.file)  # type: ignore[arg-type]
+
+    def on_train_epoch_end(self, trainer: Trainer, *_: object) -> None:
+        if trainer.global_step == -self.step:
+            trainer.save_checkpoint(self.file)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("place", "left"), [(8, 10), (-12, 6)])  # in the second epoch of six batches, and behind it
+def test_a_resumed_run_has_the_models_neighbours_from_its_first_batch(
+    place: int, left: int, rounds: Rounds, tmp_path: Path
+) -> None:
+    file = tmp_path / "a.ckpt"
+
+    def fit(resume: Path | None) -> list[bool]:
+        data = rounds(views=[view := Neighbors(2)], batch_size=40, drop_last=True)
+        data.tables = _Tables(len(data.pool))  # type: ignore[assignment]
+        trainer = run(tmp_path, CollaborativeNeighbors(), watch := _Watch(view, file, 0 if resume else place))
+        trainer.fit_loop.max_epochs = 3
+        trainer.fit(model(inter=InterUser(0.1, Attention())), data, ckpt_path=resume)
+        return watch.old
+
+    assert fit(None) == [False] * 18
+    assert fit(file) == [False] * left

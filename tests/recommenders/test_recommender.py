@@ -230,6 +230,19 @@ def test_it_learns_a_circle_and_goes_on_from_its_checkpoint_without_data(
     assert rows[0]["score"] > rows[1]["score"] > rows[2]["score"]
 
 
+def test_a_prediction_leaves_masked_items_out(rounds: Rounds, tmp_path: Path) -> None:
+    model = Recommender(SASRec(8, 16, 1, 2, max_length=6), metrics=["hr@1"], top_k=8, mask_history=True)
+    rows = [row for part in trainer(tmp_path).predict(model, rounds()) for row in part]  # type: ignore[union-attr]
+    first = [row["item"] for row in rows if row["user"] == "u0"]  # who has been to 0 to 4
+    assert sorted(first) == sorted(f"i{i}" for i in range(5, 12))
+    assert sum(row["user"] == "u1" for row in rows) == 6  # of 12, less those of the row
+
+
+def test_no_part_takes_the_place_of_the_main_loss() -> None:
+    with pytest.raises(ValueError, match="next_item is the name of the main loss"):
+        small(next_item=IntraUser())
+
+
 def test_another_catalogue_than_the_model_was_built_for_is_an_error(rounds: Rounds, tmp_path: Path) -> None:
     model = small()
     model.encoder.build(13)

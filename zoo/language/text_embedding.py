@@ -180,6 +180,7 @@ def _join(distinct: Sequence[str], texts: Sequence[str], folder: Path, size: int
     place = {text: i for i, text in enumerate(distinct)}
     wanted = np.array([place[text] for text in texts])
     order = np.argsort(wanted, kind="stable")
+    ordered = wanted[order]
     for shard in range(0, len(distinct), size):
         vectors = np.load(folder / f"{shard}.npy", allow_pickle=False)
         if normalise:
@@ -187,7 +188,7 @@ def _join(distinct: Sequence[str], texts: Sequence[str], folder: Path, size: int
         if shard == 0:
             shape = (len(texts), vectors.shape[1])
             rows = np.lib.format.open_memmap(file, mode="w+", dtype=np.float32, shape=shape)
-        low, high = np.searchsorted(wanted[order], [shard, shard + size])
+        low, high = np.searchsorted(ordered, [shard, shard + size])
         mine = order[low:high]
         rows[mine] = vectors[wanted[mine] - shard]
     rows.flush()

@@ -9,17 +9,18 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from zoo.recommenders.contrastive import InterUser
+from zoo.recommenders.evaluation import SCORES_AT_ONCE
 from zoo.recommenders.recommender import Recommender
 from zoo.recommenders.synthesis import Attention
 
 
-def nearest(vectors: Tensor, k: int, rows_at_once: int = 1024, group: Tensor | None = None) -> Tensor:
+def nearest(vectors: Tensor, k: int, rows_at_once: int | None = None, group: Tensor | None = None) -> Tensor:
     """The k other rows of highest cosine for each row of [n, d], nearest first, [n, k] int64.
 
     Args:
         vectors: [n, d].
         k: at most n - 1.
-        rows_at_once: to compare with all others.
+        rows_at_once: to compare with all others; null for as many as ``SCORES_AT_ONCE`` allows.
         group: [n] int64; rows of the same group are no neighbours.
 
     Raises:
@@ -30,7 +31,7 @@ def nearest(vectors: Tensor, k: int, rows_at_once: int = 1024, group: Tensor | N
         raise ValueError(f"k={k}: must lie in [1, {most}], the number of candidates")
     unit, rows = normalize(vectors, dim=1), torch.arange(len(vectors), device=vectors.device)
     found = []
-    for some in rows.split(rows_at_once):
+    for some in rows.split(rows_at_once or max(1, SCORES_AT_ONCE // len(vectors))):
         score = unit[some] @ unit.T
         excluded = some[:, None] == rows if group is None else group[some, None] == group
         found.append(score.masked_fill(excluded, -torch.inf).topk(k).indices)
@@ -41,7 +42,8 @@ class CollaborativeNeighbors(Callback):
     """Before each epoch, replaces the data's tables of similar prefixes and items by neighbours in the model's vectors.
 
     The data must have the views ``Neighbors`` and ``Substitute``, or one of them, and make batches in the main process.
-    The attention of the synthesizer goes on reading the texts' vectors, of the new neighbours.
+    The attention of the synthesizer goes on reading the texts' vectors, of the new neighbours. A run that resumes in
+    mid-epoch takes neighbours in the vectors that it resumes with.
 
     Args:
         exclude_same_user: take no prefixes of the same user.
@@ -50,6 +52,10 @@ class CollaborativeNeighbors(Callback):
 
     def __init__(self, exclude_same_user: bool = False, encode_at_once: int = 1024) -> None:
         self.exclude_same_user, self.encode_at_once = exclude_same_user, encode_at_once
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.fit_loop.restarted_mid_epoch:  # Lightning calls no on_train_epoch_start then
+            self.on_train_epoch_start(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data: Any = trainer.datamodule  # type: ignore[attr-defined]

@@ -4,7 +4,9 @@ from typing import Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, scaled_dot_product_attention
+from torch.nn.functional import linear
+
+from zoo.recommenders.dropout import Dropout, attention
 
 MASKED = -10000.0
 
@@ -98,7 +100,7 @@ class Block(nn.Module):
         self.widen, self.narrow = nn.Linear(dim, inner), nn.Linear(inner, dim)
         self.gelu = nn.GELU()
         self.norm = nn.LayerNorm(dim, eps=1e-12)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, mask: Tensor, last: bool = False) -> Tensor:
         """[B, L, d] of [B, L, d] under an additive mask [B, 1, L, L]; only the last column, [B, 1, d], if ``last``."""
@@ -110,8 +112,7 @@ class Block(nn.Module):
         else:
             query, key, value = self.query_key_value(x).chunk(3, -1)
         query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (query, key, value))
-        dropout = self.attention_dropout if self.training else 0.0
-        mixed = scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+        mixed = attention(query, key, value, mask, self.attention_dropout if self.training else 0.0)
         x = self.attention_norm(self.dropout(self.output(mixed.transpose(1, 2).flatten(-2))) + x)
         out: Tensor = self.norm(self.dropout(self.narrow(self.gelu(self.widen(x)))) + x)
         return out
@@ -151,7 +152,7 @@ class SASRec(SequenceEncoder):
             raise ValueError(f"layers={layers}: must be at least 1")
         self.position_embedding = nn.Embedding(max_length, dim)
         self.norm = nn.LayerNorm(dim, eps=1e-12)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.blocks = nn.ModuleList(Block(dim, inner, heads, dropout, attention_dropout) for _ in range(layers))
 
     def initialize(self) -> None:
@@ -197,7 +198,7 @@ class GRU4Rec(SequenceEncoder):
         self, dim: int = 64, hidden: int = 128, layers: int = 1, dropout: float = 0.3, max_length: int = 20
     ) -> None:
         super().__init__(dim, max_length)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.gru = nn.GRU(dim, hidden, layers, bias=False, batch_first=True)
         self.narrow = nn.Linear(hidden, dim)
 

@@ -1,6 +1,7 @@
 """What all recommenders share: ranking all items for every user, the results, and the best items to predict."""
 
 import csv
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -147,7 +148,10 @@ class NextItem(LightningModule):
         return self._results
 
     def predict_step(self, batch: SequenceEvalBatch, batch_idx: int) -> list[dict[str, Any]]:
-        """The best items of each history: rows of user, rank, item, title and score."""
+        """The best items of each history: rows of user, rank, item, title and score.
+
+        Masked items are left out, so there may be fewer than ``top_k``.
+        """
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         users, ids, titles = data.predict_users, data.item_ids, data.titles
         rows = []
@@ -155,6 +159,8 @@ class NextItem(LightningModule):
             score, column = scores.topk(self.top_k)
             for number, values, items in zip(user.tolist(), score.tolist(), (column + 1).tolist(), strict=True):
                 for place, (value, item) in enumerate(zip(values, items, strict=True), 1):
+                    if value == -math.inf:
+                        break
                     named = {"item": ids[item], "title": "" if titles is None else titles[item]}
                     rows.append({"user": users[number], "rank": place, **named, "score": value})
         return rows

@@ -20,7 +20,7 @@ TASK = "sequential recommendation"
 
 def adam(parameters: Any) -> torch.optim.Optimizer:
     """The official optimiser: Adam with learning rate 1e-3."""
-    return torch.optim.Adam(parameters, lr=1e-3)
+    return torch.optim.Adam(parameters, lr=1e-3, fused=True)
 
 
 @register("sasrec", papers=["SASRec 1808.09781"], task=TASK, config="recommenders/sasrec_ml100k")
@@ -41,7 +41,7 @@ class Recommender(NextItem):
         objective: L_Rec; default: ``FullSoftmax()``.
         contrastive: parts by name, under which their losses are logged.
         num_items: V, to build the encoder at once, without data.
-        encode_at_once: sequences a pass of the encoder, to save memory; null for all.
+        encode_at_once: sequences a pass of the encoder; null for all, on a CPU 512, whose results its caches hold.
         optimizer: made from all parameters.
         metrics, ties, mask_history, top_k, write_users: see :class:`~zoo.recommenders.evaluation.NextItem`.
     """
@@ -61,6 +61,8 @@ class Recommender(NextItem):
         write_users: bool = False,
     ) -> None:
         super().__init__(metrics, ties, mask_history, top_k, write_users)
+        if "next_item" in (contrastive or {}):
+            raise ValueError("contrastive: next_item is the name of the main loss; give the part another")
         if encode_at_once is not None and encode_at_once < 1:
             raise ValueError(f"encode_at_once={encode_at_once}: must be at least 1")
         self.encoder, self.optimizer, self.encode_at_once = encoder, optimizer, encode_at_once
@@ -87,7 +89,7 @@ class Recommender(NextItem):
             tables = getattr(data, "tables", None)
             self._build_parts(None if tables is None else tables.pool_embedding.shape[1])
 
-    def on_train_start(self) -> None:
+    def on_fit_start(self) -> None:
         tables = getattr(getattr(self.trainer, "datamodule", None), "tables", None)
         for part in self._parts().values():
             part.prepare(tables)
@@ -152,14 +154,12 @@ class Recommender(NextItem):
         return {"next_item": next_item, **own}
 
     def encode(self, sequences: Sequence[Tensor]) -> list[Tensor]:
-        """Vectors [B, m, d] of each [B, m, L], all in one pass or in ``encode_at_once`` sequences a pass."""
+        """Vectors [B, m, d] of each [B, m, L], ``encode_at_once`` sequences a pass."""
         if not sequences:
             return []
         rows = torch.cat([part.flatten(0, 1) for part in sequences])
-        if self.encode_at_once is None:
-            h = self.encoder(rows)
-        else:
-            h = torch.cat([self.encoder(some) for some in rows.split(self.encode_at_once)])
+        at_once = self.encode_at_once or (512 if rows.device.type == "cpu" else len(rows))
+        h = torch.cat([self.encoder(some) for some in rows.split(at_once)])
         sizes = [part.shape[:2] for part in sequences]
         return [part.unflatten(0, size) for part, size in zip(h.split([b * m for b, m in sizes]), sizes, strict=True)]
 

@@ -49,21 +49,23 @@ class ExportVectors(Callback):
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not isinstance(pl_module, Recommender):
             raise ValueError(f"{type(pl_module).__name__} has no vectors to export: use a Recommender")
-        self._found: dict[int, np.ndarray] = {}
+        self._found: list[tuple[np.ndarray, np.ndarray]] = []  # users and vectors of each batch
 
     def on_predict_batch_end(
         self, trainer: Trainer, pl_module: Any, outputs: Any, batch: SequenceEvalBatch, *_: Any
     ) -> None:
         with torch.inference_mode():
             vectors = pl_module.represent(batch.item_seq).float().cpu().numpy()
-        self._found.update(zip(batch.user.tolist(), vectors, strict=True))
+        self._found.append((batch.user.cpu().numpy(), vectors))
 
     def on_predict_end(self, trainer: Trainer, pl_module: Any) -> None:
         log_dir = trainer.log_dir  # a broadcast: all ranks must ask
-        found = dict(sorted(pair for part in gather_objects(self._found) for pair in part.items()))
+        found = [pair for part in gather_objects(self._found) for pair in part]
         if not trainer.is_global_zero:
             return
+        users, vectors = (np.concatenate(part) for part in zip(*found, strict=True))
+        users, first = np.unique(users, return_index=True)
         folder, data = Path(self.folder or Path(log_dir or ".") / "vectors"), trainer.datamodule  # type: ignore[attr-defined]
         export_vectors(folder, "items", item_vectors(pl_module), list(data.item_ids[1:]))
-        export_vectors(folder, "users", np.stack(list(found.values())), [data.predict_users[user] for user in found])
-        rank_zero_info(f"Vectors of {pl_module.num_items} items and {len(found)} users in {folder}")
+        export_vectors(folder, "users", vectors[first], [data.predict_users[user] for user in users])
+        rank_zero_info(f"Vectors of {pl_module.num_items} items and {len(users)} users in {folder}")
