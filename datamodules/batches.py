@@ -5,9 +5,13 @@ scales and normalises them on the device. Shapes below use B images, C channels,
 N classes ("way"), S supports and U queries of an episode.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from torch import Tensor
+
+Document = Mapping[str, str]
+"""A text by its fields, such as ``title`` and ``text``; a query has ``text`` alone."""
 
 
 class ImageBatch(NamedTuple):
@@ -119,3 +123,24 @@ class SequenceEvalBatch(NamedTuple):
     item_seq: Tensor
     target: Tensor
     user: Tensor
+
+
+class RetrievalBatch(NamedTuple):
+    """Queries and passages to train a retriever on: B queries with G passages each, as texts.
+
+    ``query`` has B documents, ``passage`` B * G, those of query i from i * G on: first one that answers it, then G - 1
+    that do not. ``row`` [B * G] int64 is a passage's place in the corpus, -1 where it has none; ``key`` [B] int64
+    starts each sample's own random stream.
+    """
+
+    query: list[Document]
+    passage: list[Document]
+    row: Tensor
+    key: Tensor
+
+
+class QueryBatch(NamedTuple):
+    """Queries to rank a corpus for: ``query`` B documents, ``row`` [B] int64 (place in its set; twice counts once)."""
+
+    query: list[Document]
+    row: Tensor

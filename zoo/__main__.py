@@ -1,4 +1,4 @@
-"""``python -m zoo``: list what there is, search a gallery, embed texts, or fit, validate, test and predict."""
+"""``python -m zoo``: list what there is, search images or passages, embed texts, or fit, validate, test and predict."""
 
 import sys
 from collections.abc import Sequence
@@ -25,6 +25,16 @@ def main(args: Sequence[str] | None = None) -> None:
 
         cli.quiet_known_warnings()
         semantics_command.run(arguments[1:])
+    elif arguments[:1] == ["search"]:
+        from zoo.dense_retrieval import search_command
+
+        cli.quiet_known_warnings()
+        search_command.run(arguments[1:])
+    elif arguments[:1] == ["mine"]:
+        from zoo.dense_retrieval import mining_command
+
+        cli.quiet_known_warnings()
+        mining_command.run(arguments[1:])
     else:
         cli.run(arguments)
 

@@ -1,0 +1,117 @@
+"""Contrastive training of an embedder, the second stage of LLM-QL (arXiv 2504.05216), on large batches where asked."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from datamodules.batches import Document, RetrievalBatch
+from datamodules.search import Search
+from zoo.catalogue import register
+from zoo.dense_retrieval.embedder import Embedder
+from zoo.dense_retrieval.evaluation import METRICS, Kind, PassageRetriever
+from zoo.dense_retrieval.losses import contrastive_loss
+
+
+def adamw(parameters: Any) -> torch.optim.Optimizer:
+    """The official optimiser: AdamW with learning rate 1e-4, no weight decay."""
+    return torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.0)
+
+
+@register("dense_retriever", papers=["LLM-QL 2504.05216", "RepLLaMA 2310.08319"], task="dense retrieval",
+          config="dense_retrieval/retriever_topics")  # fmt: skip
+class DenseRetriever(PassageRetriever):
+    """Trains queries towards their passage and away from the batch's others; see ``contrastive_loss``.
+
+    Each query's softmax runs over its own positive, its G - 1 hard negatives and, with ``gather``, all passages of all
+    ranks. Accumulated batches add steps, not negatives; for more of those, raise ``batch_size`` and set
+    ``encode_at_once``, which gives the gradients of the whole batch with the memory of a part (gradient caching).
+
+    Args:
+        embedder: texts to vectors.
+        temperature: that scores are divided by.
+        gather: take the passages of all ranks.
+        mask_same_document: a query's own positive document, brought along by another query, is no negative.
+        encode_at_once: texts of a step that are in memory together; each part is computed again in the backward pass,
+            for a third more time. Null for all.
+        tokenizer_texts: texts of the data to train the tokenizer on, where it is made and not loaded.
+        optimizer: made from the parameters that need a gradient.
+        scheduler: made from the optimiser; stepped once a step.
+        metrics, relevant_from, depth, top_k, drop_self, run_file, encode_batch_size, search, index_dir: see
+            :class:`~zoo.dense_retrieval.evaluation.PassageRetriever`.
+    """
+
+    def __init__(
+        self,
+        embedder: Embedder,
+        temperature: float = 0.01,
+        gather: bool = True,
+        mask_same_document: bool = False,
+        encode_at_once: int | None = None,
+        tokenizer_texts: int = 100_000,
+        optimizer: OptimizerCallable = adamw,
+        scheduler: LRSchedulerCallable | None = None,
+        metrics: Sequence[str] = METRICS,
+        relevant_from: int = 1,
+        depth: int = 1000,
+        top_k: int = 10,
+        drop_self: bool = False,
+        run_file: bool = True,
+        encode_batch_size: int = 64,
+        search: Search | None = None,
+        index_dir: str | None = None,
+    ) -> None:
+        super().__init__(
+            metrics, relevant_from, depth, top_k, drop_self, run_file, encode_batch_size, search, index_dir
+        )
+        if temperature <= 0:
+            raise ValueError(f"temperature={temperature}: must be above 0")
+        if encode_at_once is not None and encode_at_once < 1:
+            raise ValueError(f"encode_at_once={encode_at_once}: must be at least 1")
+        self.embedder, self.temperature, self.gather = embedder, temperature, gather
+        self.mask_same_document, self.encode_at_once = mask_same_document, encode_at_once
+        self.tokenizer_texts, self.optimizer, self.scheduler = tokenizer_texts, optimizer, scheduler
+
+    def configure_model(self) -> None:
+        if self._trainer is None:
+            return  # a checkpoint, which is being loaded, builds the network and knows its tokenizer
+        data = getattr(self.trainer, "datamodule", None)
+        model = self.embedder.language_model.build(None if data is None else data.train_texts(self.tokenizer_texts))
+        head = model.network.get_output_embeddings()
+        if head is not None and head.weight is not model.network.get_input_embeddings().weight:
+            head.requires_grad_(False)  # the loss does not reach it, which DDP takes for a mistake
+        if self.device_mesh is not None:
+            model.shard(self.device_mesh["data_parallel"])
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
+        if self.scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.scheduler(optimizer), "interval": "step"}}
+
+    def embed(self, documents: Sequence[Document], kind: Kind) -> Tensor:
+        vectors: Tensor = self.embedder(documents, kind)
+        return vectors
+
+    def training_step(self, batch: RetrievalBatch, batch_idx: int) -> Tensor:
+        query, passage = self.encode(batch.query, "query"), self.encode(batch.passage, "passage")
+        row = batch.row if self.mask_same_document else None
+        loss = contrastive_loss(query, passage, self.temperature, self.gather, row)
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(query))
+        return loss
+
+    def encode(self, documents: Sequence[Document], kind: Kind) -> Tensor:
+        """Vectors [B, H] with gradient, in parts of ``encode_at_once`` texts of similar length, which keep nothing."""
+        most = self.encode_at_once
+        if most is None or len(documents) <= most or not torch.is_grad_enabled():
+            return self.embed(documents, kind)
+        rows = self.embedder.tokens(documents, kind)
+        order = np.argsort([-len(row) for row in rows], kind="stable")
+        batches = [[rows[at] for at in some] for some in np.split(order, range(most, len(order), most))]
+        pooled = self.embedder.pooled
+        parts = [checkpoint(pooled, *self.embedder.padded(some, kind), use_reentrant=False) for some in batches]
+        return torch.cat(parts)[torch.from_numpy(np.argsort(order)).to(parts[0].device)]

@@ -1,0 +1,20 @@
+"""The learning rate of both stages of LLM-QL (arXiv 2504.05216)."""
+
+from functools import partial
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+
+def linear_warmup(step: int, warmup: int, total: int) -> float:
+    """Factor of the learning rate at ``step`` from 0: ``step / warmup`` at first, then linearly from 1 to 0."""
+    return step / warmup if step < warmup else max(0.0, (total - step) / (total - warmup))
+
+
+class LinearWarmup(LambdaLR):
+    """Linear rise over ``warmup`` steps to the optimiser's learning rate, then linear decay to 0 at ``total``."""
+
+    def __init__(self, optimizer: Optimizer, warmup: int, total: int) -> None:
+        if not 0 <= warmup < total:
+            raise ValueError(f"warmup={warmup}, total={total}: need 0 <= warmup < total")
+        super().__init__(optimizer, partial(linear_warmup, warmup=warmup, total=total))

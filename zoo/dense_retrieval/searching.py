@@ -1,0 +1,148 @@
+"""A trained retriever with its corpus, ready to answer queries."""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import yaml
+from lightning.pytorch import LightningDataModule, LightningModule
+
+from datamodules.batches import Document
+from datamodules.search import Search
+from zoo import catalogue, pretrained
+from zoo.dense_retrieval.evaluation import PassageRetriever
+from zoo.dense_retrieval.index import Corpus, CorpusIndex, encode_corpus
+from zoo.language.loading import choose_device
+
+
+class Hit(NamedTuple):
+    """A passage that was found."""
+
+    rank: int
+    id: str
+    score: float
+    document: Document
+
+
+class Searcher:
+    """Answers queries with passages of a corpus.
+
+    Args:
+        model: embeds queries.
+        corpus: what the index's rows are of.
+        index: the corpus's vectors, made by the same model.
+        search: how vectors are searched.
+        batch_size: queries a forward.
+    """
+
+    def __init__(
+        self,
+        model: PassageRetriever,
+        corpus: Corpus,
+        index: CorpusIndex,
+        search: Search | None = None,
+        batch_size: int = 64,
+    ) -> None:
+        self.model, self.corpus, self.index = model.eval(), corpus, index
+        self.how, self.batch_size = search or Search(), batch_size
+
+    @torch.inference_mode()
+    def rows(self, queries: Sequence[str], k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scores and corpus rows [Q, k], best first; -inf and -1 beyond the corpus.
+
+        Raises:
+            ValueError: for no queries, and one without text.
+        """
+        if not queries:
+            raise ValueError("there are no queries")
+        documents = [{"text": text} for text in queries]
+        parts = [documents[start : start + self.batch_size] for start in range(0, len(queries), self.batch_size)]
+        vectors = torch.cat([self.model.embed(part, "query").float().cpu() for part in parts])
+        return self.index.search(vectors, k, self.how)
+
+    def search(self, queries: Sequence[str], k: int = 10) -> list[list[Hit]]:
+        """The k best passages of each query, best first."""
+        found = zip(*(part.tolist() for part in self.rows(queries, k)), strict=True)
+        return [
+            [
+                Hit(rank, self.corpus.ids[row], score, self.corpus[row])
+                for rank, (score, row) in enumerate(zip(*both, strict=True), 1)
+                if row >= 0
+            ]
+            for both in found
+        ]
+
+
+def load_retriever(
+    checkpoint: str,
+    config: str | None = None,
+    index: str | None = None,
+    device: str = "auto",
+    search: Search | None = None,
+    batch_size: int = 64,
+) -> Searcher:
+    """A trained model with its corpus, which is encoded unless the index is there already.
+
+    Args:
+        checkpoint: ``.ckpt`` file, run folder or name of the catalogue.
+        config: experiment whose data hold the corpus; null for the run's own.
+        index: folder of the corpus's vectors; null for ``index`` in the run folder.
+        device: where the model runs; ``auto`` takes an accelerator where there is one.
+        search: how vectors are searched; default: exactly.
+        batch_size: texts a forward.
+
+    Raises:
+        FileNotFoundError: if there is no such checkpoint or config.
+        ValueError: if the checkpoint holds no retriever, the config no corpus, or the index is another model's.
+    """
+    file = pretrained.locate(checkpoint)
+    run = file.parents[1]
+    if config is None and not (run / "config.yaml").is_file():
+        raise FileNotFoundError(f"{run} has no config.yaml that names a corpus: give config")
+    if index is None and not (run / "config.yaml").is_file():
+        raise ValueError(f"{file} is not in a run folder: give index, a folder for the corpus's vectors")
+    corpus = data_of(config or str(run / "config.yaml")).data.corpus
+    model = load_model(file, device)
+    rows = torch.arange(len(corpus.ids)).numpy()
+    embed = partial(model.embed, kind="passage")
+    return Searcher(
+        model, corpus, encode_corpus(embed, corpus, rows, index or run / "index", batch_size), search, batch_size
+    )
+
+
+def load_model(file: Path, device: str = "auto") -> PassageRetriever:
+    """The retriever of a ``.ckpt`` file, ready to embed."""
+    catalogue.import_families()  # a checkpoint's class is only trusted once it is imported
+    try:
+        model = LightningModule.load_from_checkpoint(file, map_location="cpu", weights_only=True)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(f"{file}: the model cannot be rebuilt from it: {type(error).__name__}: {error}") from error
+    if not isinstance(model, PassageRetriever):
+        raise ValueError(f"{file} holds a {type(model).__name__}, which does not retrieve passages")
+    return model.eval().to(choose_device(device))
+
+
+def data_of(config: str) -> Any:
+    """The retrieval data of an experiment, by its name or path.
+
+    Raises:
+        ValueError: if they cannot be made, or have no corpus.
+    """
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    catalogue.import_families()  # makes short names of classes known
+    file = catalogue.find_config(config)
+    content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    if not isinstance(content, dict) or "data" not in content:
+        raise ValueError(f"{file} has no data: of an experiment")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(LightningDataModule, "data")
+    try:
+        data = parser.instantiate_classes(parser.parse_object({"data": content["data"]})).data
+    except ArgumentError as error:
+        raise ValueError(f"{file}: data: {error}") from error
+    if not hasattr(data, "eval_rows"):
+        raise ValueError(f"{file}: data: {type(data).__name__} has no corpus to search; give retrieval data")
+    return data

@@ -1,0 +1,141 @@
+"""Weights of language models in checkpoints: found under any prefix, adapters added in, frozen weights recognised."""
+
+import hashlib
+import json
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zoo.pretrained import load
+
+MARK = "language_model.network."
+
+
+def encode(about: dict[str, Any]) -> Tensor:
+    """JSON as uint8: a state dict of tensors alone can be loaded and exported like any other."""
+    return torch.frombuffer(bytearray(json.dumps(about).encode()), dtype=torch.uint8)
+
+
+def decode(state: Tensor) -> dict[str, Any]:
+    """What ``encode`` was given."""
+    about: dict[str, Any] = json.loads(bytes(state.cpu().tolist()))
+    return about
+
+
+def describe(state: dict[str, Tensor]) -> dict[str, Any]:
+    """What the checkpoint of a language model says of its ``tokenizer``, ``lora`` settings and ``base`` weights."""
+    extra = state.get(f"{_prefix(state).removesuffix('network.')}_extra_state")
+    return {"tokenizer": None, "lora": None, "base": None} if extra is None else decode(extra)
+
+
+def _prefix(state: dict[str, Tensor]) -> str:
+    found = sorted({key[: key.rindex(MARK) + len(MARK)] for key in state if MARK in key})
+    if len(found) > 1:
+        raise ValueError(f"the checkpoint holds several networks: {', '.join(found)}; export the one that you mean")
+    return found[0] if found else ""
+
+
+def load_weights(network: Any, name: str, headless: bool) -> None:
+    """Load the weights of a checkpoint of ours into a network without adapters; adapters are added to its weights.
+
+    Args:
+        network: of transformers.
+        name: run folder, checkpoint or exported weights, as for :func:`zoo.pretrained.load`.
+        headless: take the weights of a network with a head without it.
+
+    Raises:
+        ValueError: if the checkpoint holds several networks or another one, or adapters of other weights.
+    """
+    state = load(name)
+    prefix = _prefix(state)
+    weights = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    if headless and (stem := f"{network.base_model_prefix}.") and any(key.startswith(stem) for key in weights):
+        weights = {key.removeprefix(stem): value for key, value in weights.items() if key.startswith(stem)}
+    about = describe(state)
+    if about["lora"] is None:
+        _load(network, weights, name)
+        return
+    check_base(about, digest(network), f"init_from {name!r}")
+    add_lora(network, about["lora"])
+    frozen = frozen_names(network) if about["base"] is not None else ()
+    _load(network, {key: value for key, value in network.state_dict().items() if key in frozen} | weights, name)
+    merge_lora(network)
+
+
+def _load(network: Any, weights: dict[str, Tensor], name: str) -> None:
+    own = network.state_dict()
+    wrong = [key for key in own if key not in weights or weights[key].shape != own[key].shape]
+    wrong += [key for key in weights if key not in own]
+    if wrong:
+        found = f"{tuple(weights[wrong[0]].shape)}" if wrong[0] in weights else "not in the checkpoint"
+        wanted = f"{tuple(own[wrong[0]].shape)}" if wrong[0] in own else "not in the network"
+        raise ValueError(
+            f"init_from {name!r}: {len(wrong)} of {len(own)} weights do not fit, such as {wrong[0]}: {found} there, "
+            f"{wanted} here; it must be of the same network and tokenizer"
+        )
+    network.load_state_dict(weights)
+
+
+def digest(network: Any) -> str:
+    """Tells the weights of a network, without its head and adapters, from any other's, by some values of each.
+
+    In bfloat16, so that the type that weights were loaded in makes no difference.
+    """
+    total = hashlib.sha256()
+    for name, parameter in network.base_model.named_parameters():
+        values = parameter.detach().flatten()
+        some = values[torch.linspace(0, len(values) - 1, min(len(values), 16), device=values.device).long()]
+        total.update(f"{name} {tuple(parameter.shape)} {some.bfloat16().tolist()}\n".encode())
+    return total.hexdigest()
+
+
+def check_base(about: dict[str, Any], base: str, what: str) -> None:
+    """Raises ``ValueError`` if adapters were trained on other weights than those with the digest ``base``."""
+    if about["lora"] is not None and about["base"] not in (None, base):
+        raise ValueError(
+            f"{what} holds LoRA adapters that were trained on other weights than this network has: give pretrained "
+            "and init_from as they were then; to start from such adapters, init_from: [what they started from, theirs]"
+        )
+
+
+def frozen_names(network: Any) -> frozenset[str]:
+    """Names of the parameters without gradient; both names of one that is tied."""
+    parameters = network.named_parameters(remove_duplicate=False)
+    return frozenset(name for name, parameter in parameters if not parameter.requires_grad)
+
+
+def add_lora(network: Any, lora: dict[str, Any]) -> None:
+    """Put adapters with these settings (those of ``Lora``) into a network; all other weights are frozen."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    config = LoraConfig(
+        r=lora["r"], lora_alpha=lora["alpha"], lora_dropout=lora["dropout"], target_modules=list(lora["targets"])
+    )
+    inject_adapter_in_model(config, network)
+
+
+def merge_lora(network: Any) -> None:
+    """Add adapters to the weights that they adapt, and take them out; all weights can be trained again."""
+    for name, layer in _adapted(network):
+        layer.merge()
+        network.set_submodule(name, layer.get_base_layer())
+    network.requires_grad_(True)
+    del network.peft_config
+
+
+def merged_state(network: Any) -> dict[str, Tensor]:
+    """The plain weights of a network with adapters or without, under the names that it has without."""
+    state = {name.replace(".base_layer.", "."): value for name, value in network.state_dict().items()}
+    for name, layer in _adapted(network):
+        weight = f"{name}.weight"
+        state[weight] = state[weight] + layer.get_delta_weight("default").detach().to(state[weight].dtype)
+    return {name: value for name, value in state.items() if ".lora_" not in name}
+
+
+def _adapted(network: Any) -> list[tuple[str, Any]]:
+    if not hasattr(network, "peft_config"):  # without, there is nothing to import for
+        return []
+    from peft.tuners.lora import LoraLayer
+
+    return [(name, module) for name, module in network.named_modules() if isinstance(module, LoraLayer)]
