@@ -67,7 +67,10 @@ class LineCorpus(Corpus):
             rank_zero_warn(f"{told}: they are left out")
             self._line, self._id, self.sizes = full, self.lines.id[full], self.sizes[full]
             self._order = np.argsort(self._id, kind="stable")
-        self.ids = Decoded(self._id)
+        self.ids, self._given = Decoded(self._id), (path, read, empty)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self._given  # a worker maps the same files instead of getting copies
 
     def __getitem__(self, row: int) -> Document:
         line = row if self._line is None else int(self._line[row])
@@ -106,6 +109,8 @@ def read_queries(path: Path) -> dict[str, str]:
         if plain.suffix == ".tsv":
             id, document = tsv_document(line, where)
             text = document["text"]
+            if document["title"]:
+                raise ValueError(f"{where}: expected id<tab>text, got another tab in {line[:60]!r}")
         else:
             id, text, _ = _identified(line, where, QUERY_KEYS)
         if id in found:
@@ -138,6 +143,8 @@ def read_qrels(path: Path) -> Qrels:
                 rank_zero_warn(f"{path} has no header line; its first line is read as a judgement")
         if grade is None or not grade.is_integer():
             raise ValueError(f"{where}: grade {cells[-1]!r} is not an integer")
+        if not query or not document:
+            raise ValueError(f"{where}: the id of a query or document is empty in {line!r}")
         negative += grade < 0
         grades, grade = found.setdefault(query, {}), max(int(grade), 0)
         if grades.setdefault(document, grade) != grade:
@@ -176,6 +183,12 @@ def identifier(value: Any, where: str) -> str:
 def string(row: dict[str, Any], name: str, where: str) -> str:
     """A field that must be text; missing and null are empty."""
     value = row.get(name)
-    if value is not None and not isinstance(value, str):
+    if value is None:
+        return ""
+    if not isinstance(value, str):
         raise ValueError(f"{where}: {name} is {value!r}; expected text")
-    return value or ""
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{where}: {name} holds what is no text ({error})") from error
+    return value

@@ -109,6 +109,7 @@ class MsMarco(RetrievalSet):
         triples: in the folder, a file of ids ``query positive negative`` to train on, such as
             ``qidpidtriples.train.small.tsv``; null to train on the judgements of a split.
         max_missing: share of a split's judgements that may name a query or a passage which is not there.
+        empty: what to do about passages without text: an error, or skip them.
     """
 
     def __init__(
@@ -117,13 +118,14 @@ class MsMarco(RetrievalSet):
         splits: list[str] | None = None,
         triples: str | None = None,
         max_missing: float = 0.0,
+        empty: Empty = "error",
     ) -> None:
         self.root, self.splits = Path(root).expanduser(), splits or ["train", "dev.small"]
-        self.triples, self.max_missing = triples, max_missing
+        self.triples, self.max_missing, self.empty = triples, max_missing, empty
 
     def load(self) -> RetrievalData:
         """As in ``RetrievalSet``."""
-        corpus = LineCorpus(_packed_or_not(self.root / "collection.tsv"), tsv_document)
+        corpus = LineCorpus(_packed_or_not(self.root / "collection.tsv"), tsv_document, self.empty)
         queries, qrels = (
             {split: _packed_or_not(self.root / f"{kind}.{split}.tsv") for split in self.splits}
             for kind in ("queries", "qrels")

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, cast
@@ -87,7 +88,7 @@ def unpacked(path: Path) -> Path:
         with atomic(target) as temporary, gzip.open(path) as packed, temporary.open("wb") as sink:
             try:
                 shutil.copyfileobj(packed, sink, 1 << 20)
-            except (OSError, EOFError) as error:
+            except (OSError, EOFError, zlib.error) as error:
                 raise ValueError(f"{path} is not a whole gzip file: {error}") from error
     return target
 

@@ -1,6 +1,7 @@
 import gzip
 import json
 import pickle
+import random
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,15 @@ def test_a_corpus_reads_any_line_and_finds_rows_by_id(tmp_path: Path) -> None:
     assert found.sizes.tolist() == [8, 19, 19, 1]
     copy = pickle.loads(pickle.dumps(found))
     assert copy[2] == found[2]
+    assert copy.rows(["é1"]).tolist() == [3]
+
+
+def test_a_worker_gets_no_copy_of_what_is_on_disk(tmp_path: Path) -> None:
+    size = [
+        len(pickle.dumps(LineCorpus(written(tmp_path / f"{count}.jsonl", *documents(*map(str, range(count)))))))
+        for count in (1, 1000)
+    ]
+    assert size[1] < size[0] + 10
 
 
 def test_gzip_is_unpacked_and_a_changed_file_is_read_anew(tmp_path: Path) -> None:
@@ -59,6 +69,11 @@ def test_gzip_is_unpacked_and_a_changed_file_is_read_anew(tmp_path: Path) -> Non
     path.write_bytes(gzip.compress(lines.encode()))
     assert list(LineCorpus(path).ids) == ["c", "b"]
     path.write_bytes(gzip.compress(lines.encode())[:-20])
+    with pytest.raises(ValueError, match="not a whole gzip file"):
+        LineCorpus(path)
+    packed = bytearray(gzip.compress(random.Random(0).randbytes(4000) + b"text " * 1000))
+    packed[-30] ^= 255  # a distance that points before the beginning
+    path.write_bytes(packed)
     with pytest.raises(ValueError, match="not a whole gzip file"):
         LineCorpus(path)
 
@@ -86,6 +101,7 @@ def test_empty_documents_are_an_error_or_left_out(tmp_path: Path) -> None:
         ),
         ([{"_id": True, "text": "x"}], "line 1: True is no id"),
         ([{"_id": "a", "text": ["x"]}], "line 1: text is .*expected text"),
+        (['{"_id": "a", "text": "x \\ud83d"}'], "line 1: text holds what is no text .*surrogates"),
         ([], "holds no lines"),
     ],
 )
@@ -101,6 +117,8 @@ def test_queries_and_passages_of_tab_separated_files(tmp_path: Path) -> None:
     assert read_queries(written(tmp_path / "q.jsonl", {"query_id": 5, "query_text": "who"})) == {"5": "who"}
     with pytest.raises(ValueError, match="line 2: query '3' comes a second time"):
         read_queries(written(tmp_path / "queries.tsv", "3\thow far", "3\twhy"))
+    with pytest.raises(ValueError, match=r"line 1: expected id<tab>text, got another tab in '3.thow far.tis it'"):
+        read_queries(written(tmp_path / "queries.tsv", "3\thow far\tis it"))
     with pytest.raises(ValueError, match="line 1: query 'q' has no text"):
         read_queries(written(tmp_path / "q.jsonl", {"_id": "q", "text": " "}))
     with pytest.raises(ValueError, match="line 1: expected id<tab>text"):
@@ -124,6 +142,8 @@ def test_judgements_with_and_without_header(tmp_path: Path) -> None:
         ("q1\td1\thigh", "line 2: grade 'high' is not an integer"),
         ("q1\td1\t0.5", "line 2: grade '0.5' is not an integer"),
         ("q1 d1", "line 2: expected query, document, grade"),
+        ("\td1\t1", "line 2: the id of a query or document is empty"),
+        ("q1\t\t1", "line 2: the id of a query or document is empty"),
     ],
 )
 def test_malformed_judgements_are_named(tmp_path: Path, line: str, told: str) -> None:

@@ -71,6 +71,11 @@ def test_tevatron_and_ms_marco_evaluate_on_their_splits(tmp_path: Path) -> None:
     assert data.qrels["dev.small"] == {"11": {"2": 1}}
     assert data.examples is not None
     assert data.examples[0] == ("10", "ten", [(1, None)], [(0, None), (2, None)])
+    lines(tmp_path / "collection.tsv", "0\tzero", "1\t", "2\ttwo")
+    with pytest.raises(ValueError, match="'1'; correct them, or leave them out by empty: skip"):
+        MsMarco(str(tmp_path)).load()
+    with pytest.warns(UserWarning, match="left out"):
+        assert list(MsMarco(str(tmp_path), empty="skip").load().corpus.ids) == ["0", "2"]
 
 
 def test_vaswani_and_pubmedqa_are_read_whole(test_data: Path) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from datamodules.batches import Document
 from datamodules.retrieval_store import ListCorpus
 from datamodules.search import Search
-from zoo.dense_retrieval.index import CorpusIndex, encode_corpus, encode_in_memory, encoded, merged_hits
+from zoo.dense_retrieval.index import CorpusIndex, encode_corpus, encode_in_memory, encoded, merged_hits, weight_norms
 
 COUNT, DIM = 50, 16
 VECTORS = torch.nn.functional.normalize(torch.randn(COUNT, DIM, generator=torch.Generator().manual_seed(0)), dim=1)
@@ -97,6 +97,40 @@ def test_another_model_or_corpus_is_refused_or_replaces(tmp_path: Path) -> None:
         encode_corpus(Recorder(), CORPUS, ROWS[:20], tmp_path)
     index = encode_corpus(Recorder(turned=True), CORPUS, ROWS[:20], tmp_path, replace=True)
     assert torch.equal(index.shards[0][1], VECTORS.flip(1)[:20].half())
+
+
+def test_texts_that_changed_under_the_same_ids_are_another_corpus(tmp_path: Path) -> None:
+    encode_corpus(Recorder(), CORPUS, ROWS, tmp_path)
+    for text in ("17 longer than it was", CORPUS[17]["text"].replace("x", "y")):  # the second is as long as before
+        documents = [{"text": text} if row == 17 else CORPUS[row] for row in ROWS]
+        with pytest.raises(ValueError, match="other documents"):
+            encode_corpus(Recorder(), ListCorpus(CORPUS.ids, documents), ROWS, tmp_path)
+
+
+def test_a_model_that_cuts_long_texts_elsewhere_is_another(tmp_path: Path) -> None:
+    encode_corpus(Recorder(), CORPUS, ROWS, tmp_path)
+    shorter = Recorder()
+    longest = int(np.argmax(CORPUS.sizes))
+    assert longest not in (0, COUNT // 2)
+    shorter.vectors = VECTORS.clone()
+    shorter.vectors[longest] = -VECTORS[longest]
+    with pytest.raises(ValueError, match="another model"):
+        encode_corpus(shorter, CORPUS, ROWS, tmp_path)
+
+
+def test_a_step_of_training_is_told_by_the_weights_but_no_other_precision(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Linear(64, 64)
+    encode_corpus(Recorder(), CORPUS, ROWS, tmp_path, weights=weight_norms(model))
+    again = Recorder()
+    encode_corpus(again, CORPUS, ROWS, tmp_path, weights=weight_norms(model))
+    encode_corpus(again, CORPUS, ROWS, tmp_path, weights=weight_norms(model.bfloat16()))
+    assert len(again.seen) == 2  # the probes alone
+    torch.manual_seed(0)
+    model = torch.nn.Linear(64, 64)
+    model.weight.data += 1e-5 * torch.randn(64, 64).sign()  # Adam's first step with LLM-QL's learning rate
+    with pytest.raises(ValueError, match="another state of this one"):
+        encode_corpus(Recorder(), CORPUS, ROWS, tmp_path, weights=weight_norms(model))
 
 
 def test_equal_scores_are_ordered_by_row_over_shards() -> None:

@@ -1,10 +1,14 @@
 """Which of the documents that a search finds are hard negatives."""
 
+import argparse
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from datamodules.retrieval_store import ListCorpus
 from zoo.__main__ import main
-from zoo.dense_retrieval.mining_command import hard_negatives
+from zoo.dense_retrieval.mining_command import _finder, hard_negatives
 
 ROW, SCORE = np.array([4, 7, 1, 9, 2, -1]), np.array([9.0, 8.0, 7.0, 6.0, 5.0, -np.inf])
 
@@ -33,6 +37,17 @@ def test_a_draw_is_uniform_over_what_is_left_and_keyed() -> None:
     share = np.bincount(np.concatenate(drawn), minlength=20) / 2000
     assert share[0] == 0
     assert np.abs(share[1:] - 5 / 19).max() < 0.045  # 4.5 standard deviations
+
+
+def test_a_run_may_lack_a_whole_part_of_the_queries_but_not_all(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("q0 Q0 d1 1 2.5 x\nq0 Q0 d0 2 3.5 x\n")
+    given = argparse.Namespace(by=str(tmp_path / "run"), depth=3)
+    corpus = ListCorpus(["d0", "d1"], [{"text": "a"}, {"text": "b"}])
+    find = _finder(given, corpus, ["q0", "q1"])
+    assert find(["q1"], ["y"])[1].tolist() == [[-1, -1, -1]]
+    assert find(["q0"], ["x"])[1].tolist() == [[0, 1, -1]]
+    with pytest.raises(ValueError, match="none of the training queries, such as 'q1'"):
+        _finder(given, corpus, ["q1"])
 
 
 def test_mistakes_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:

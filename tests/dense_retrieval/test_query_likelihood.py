@@ -283,3 +283,11 @@ def test_flash_attention_takes_no_block_and_encoders_generate_nothing() -> None:
         QueryLikelihood(LanguageModel("a model", attention="flash_attention_2"))
     with pytest.raises(ValueError, match="only a causal one"):
         QueryLikelihood(LanguageModel("a model", kind="encoder"))
+
+
+def test_lengths_beyond_the_networks_positions_are_told_before_training(tiny_ql: Make) -> None:
+    model = tiny_ql(document_length=40)
+    model.language_model.network.config.max_position_embeddings = 48
+    model._trainer = object()  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="with E they have 49 positions, the network 48"):
+        model.configure_model()

@@ -21,7 +21,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
 
 
-def make(tied: bool, lora: bool) -> LanguageModel:
+def make(tied: bool, lora: bool, start: str | None = None) -> LanguageModel:
     config = {
         "model_type": "llama",
         "hidden_size": 16,
@@ -33,7 +33,9 @@ def make(tied: bool, lora: bool) -> LanguageModel:
     }
     torch.manual_seed(0)
     adapters = Lora(r=2, alpha=2, dropout=0.0) if lora else None
-    model = LanguageModel(config=config, tokenizer=Words(20), lora=adapters, gradient_checkpointing=True).build(TEXTS)
+    model = LanguageModel(
+        config=config, tokenizer=Words(20), lora=adapters, gradient_checkpointing=True, init_from=start
+    ).build(TEXTS)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter)
@@ -85,14 +87,15 @@ def alone() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("alone")
-def test_lightning_shards_steps_saves_and_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("lora", [False, True])
+def test_lightning_shards_steps_saves_and_goes_on(tmp_path: Path, lora: bool) -> None:
     from lightning.pytorch import LightningModule, Trainer
     from lightning.pytorch.strategies import ModelParallelStrategy
 
     class Method(LightningModule):
         def __init__(self) -> None:
             super().__init__()
-            self.language_model = make(True, False)
+            self.language_model = make(True, lora, start)
 
         def configure_model(self) -> None:
             self.language_model.shard(self.device_mesh["data_parallel"])
@@ -119,16 +122,19 @@ def test_lightning_shards_steps_saves_and_goes_on(tmp_path: Path) -> None:
         trainer.fit(module, torch.utils.data.DataLoader(TEXTS, batch_size=4), ckpt_path=checkpoint)
         return trainer
 
+    start = str(tmp_path / "start.ckpt")
+    torch.save({f"language_model.{name}": value for name, value in make(True, False).state_dict().items()}, start)
     fit(Method(), 1).save_checkpoint(tmp_path / "one.ckpt")
     resumed = Method()
     torch.nn.init.zeros_(resumed.language_model.network.get_input_embeddings().weight)
     fit(resumed, 2, tmp_path / "one.ckpt")
-    whole = make(True, False)
+    whole = make(True, lora, start)
     optimizer = momentum(whole)
     step(whole, TEXTS, optimizer)
     first = whole.network.get_input_embeddings().weight.detach().clone()
     expected = step(whole, TEXTS, optimizer)[1:]
     found = [p.full_tensor() for p in resumed.parameters() if isinstance(p, DTensor)]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-    started = LanguageModel(config=whole.config, tokenizer=Words(20), init_from=str(tmp_path / "one.ckpt")).build()
+    files = [start, str(tmp_path / "one.ckpt")]
+    started = LanguageModel(config=whole.config, tokenizer=Words(20), init_from=files).build()
     torch.testing.assert_close(started.network.get_input_embeddings().weight, first, rtol=1e-4, atol=1e-5)

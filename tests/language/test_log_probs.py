@@ -59,6 +59,12 @@ def test_equal_logits_give_the_uniform_distribution() -> None:
     assert entropy(hidden, weight).tolist() == pytest.approx([math.log(V)] * 3)
 
 
+def test_one_state_and_target_are_enough(given: tuple[Tensor, Tensor, Tensor]) -> None:
+    hidden, weight, target = given
+    expected = (weight @ hidden[0, 0]).log_softmax(0)[target[0, 0]]
+    torch.testing.assert_close(token_log_probs(hidden[0, 0], weight, target[0, 0]), expected)
+
+
 def test_a_frozen_weight_gets_no_gradient(given: tuple[Tensor, Tensor, Tensor]) -> None:
     hidden, weight, target = given
     hidden.requires_grad_()

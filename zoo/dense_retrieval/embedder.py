@@ -1,11 +1,12 @@
 """Texts to unit vectors: a language model, a template for each kind of text, and the pooling of its states."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.functional import normalize
 
 from datamodules.batches import Document
@@ -16,6 +17,7 @@ from zoo.language.text_embedding import mean_pooling
 from zoo.language.tokenizers import require_eos
 
 Pooling = Literal["last", "mean", "cls"]
+CPU_TOKENS = 2048  # at once on a CPU: parts of similar length pad less, and small ones are no slower there
 QUERY = (
     "Instruct: Given a web search query, retrieve the most relevant passage that answer the query.\n"
     "Query:  {text}\nThe most relevant passage:"
@@ -92,7 +94,21 @@ class Embedder(nn.Module):
 
     def forward(self, documents: Sequence[Document], kind: Kind) -> Tensor:
         """Vectors [B, H] float32."""
-        return self.pooled(*self.padded(self.tokens(documents, kind), kind))
+        rows = self.tokens(documents, kind)
+        # ranks that share a model's weights need equally many forwards, which parts of unequal batches are not
+        shared = isinstance(self.language_model, FSDPModule)
+        apart = next(self.language_model.parameters()).device.type == "cpu" and not shared
+        most = max(1, CPU_TOKENS // max(map(len, rows))) if apart else len(rows)
+        return self.in_parts(rows, kind, most, self.pooled)
+
+    def in_parts(
+        self, rows: Sequence[np.ndarray], kind: Kind, most: int, encode: Callable[[Tensor, Tensor], Tensor]
+    ) -> Tensor:
+        """Vectors [B, H] of tokens, at most ``most`` texts of similar length at a time by ``encode``, as ``pooled``."""
+        order = np.argsort([-len(row) for row in rows], kind="stable")
+        batches = [[rows[at] for at in some] for some in np.split(order, range(most, len(order), most))]
+        parts = [encode(*self.padded(some, kind)) for some in batches]
+        return torch.cat(parts)[torch.from_numpy(np.argsort(order)).to(parts[0].device)]
 
     def pooled(self, ids: Tensor, real: Tensor) -> Tensor:
         """Vectors [B, H] float32 of tokens [B, T] where ``real`` [B, T]."""

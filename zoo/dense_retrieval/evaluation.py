@@ -6,6 +6,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from datamodules.batches import Document, QueryBatch
 from datamodules.search import Hits, Search
-from zoo.dense_retrieval.index import CorpusIndex, encode_corpus, encode_in_memory
+from zoo.dense_retrieval.index import CorpusIndex, encode_corpus, encode_in_memory, weight_norms
 from zoo.dense_retrieval.runs import write_run
 from zoo.distributed import gather_objects
 from zoo.metrics.trec import Run, deepest, means, per_query, without_self
@@ -22,6 +23,7 @@ Kind = Literal["query", "passage"]
 Stage = Literal["val", "test", "predict"]
 METRICS = ("ndcg@10", "mrr@10", "recall@100")
 QUERIES_AT_ONCE = 256  # whose hits are Python objects at a time
+SANITY = 256  # documents that the check before a fit searches
 
 
 class Ranker(LightningModule):
@@ -79,6 +81,11 @@ class Ranker(LightningModule):
     def forget(self) -> None:
         """Gives back the memory that ``prepare`` took."""
 
+    def rankings(self, stage: Stage, row: Tensor, hits: Hits) -> dict[str, Hits]:
+        """What is scored, by the name of the method: ``hits`` [Q, k] of the queries ``row`` [Q], and what is made of
+        them. Alone, it needs no name."""
+        return {"": hits}
+
     # --- evaluation --------------------------------------------------------------------------------------------------
 
     def on_validation_epoch_start(self) -> None:
@@ -109,17 +116,41 @@ class Ranker(LightningModule):
     def _data(self) -> Any:
         return self.trainer.datamodule  # type: ignore[attr-defined]
 
+    def rows(self, stage: Stage) -> np.ndarray:
+        """The rows of the corpus to search; a few of them in the check before a fit."""
+        rows: np.ndarray = self._data.eval_rows(stage)
+        return rows[:SANITY] if self.trainer.sanity_checking else rows
+
     def _begin(self, stage: Stage) -> None:
         self._known = []
         with self.trainer.precision_plugin.forward_context():  # hooks run outside of it, unlike steps
             self.prepare(stage)
 
     def _finish(self, stage: Stage) -> None:
-        depth = self.depth if stage == "test" or "map" in self.names else deepest(self.names)
+        cut = stage != "test" and all("@" in name for name in self.names)
+        depth = deepest(self.names) if cut else self.depth
         row = torch.cat([row for row, _ in self._known]).cpu()
         hits = self.find([known for _, known in self._known], depth + self.drop_self)
         self._known = []
         self.forget()
+        folder = self.run_folder() if stage == "test" and self.run_file else None
+        self._results = []
+        with self.trainer.precision_plugin.forward_context():
+            rankings = self.rankings(stage, row, hits)
+        for number, (method, found) in enumerate(rankings.items()):
+            name = method.replace(" ", "_") if number else ""
+            values = self._values(stage, row, found, depth)
+            scores = means(values)
+            for metric, value in scores.items():
+                shown = not name and metric == self.names[0]
+                self.log(f"{stage}/{name}{'/' if name else ''}{metric}", value, prog_bar=shown, sync_dist=True)
+            percent = {f"{metric} %": 100 * value for metric, value in scores.items()}
+            self._results.append({**({"method": method} if method else {}), "queries": len(values), **percent})
+            if folder is not None:
+                self._write_run(folder / (f"run_{name}.trec" if name else "run.trec"), row, found)
+
+    def _values(self, stage: Stage, row: Tensor, hits: Hits, depth: int) -> dict[str, dict[str, float]]:
+        """Metrics by query id, of the queries of all ranks."""
         judged = self._data.qrels(stage)
         values: dict[str, dict[str, float]] = {}
         for start in range(0, len(row), QUERIES_AT_ONCE):
@@ -127,13 +158,7 @@ class Ranker(LightningModule):
             run = self._run(stage, row[part], (hits[0][part], hits[1][part]), depth)
             if known := {query: judged[query] for query in run if query in judged}:
                 values |= per_query(run, known, self.names, self.relevant_from)
-        values = dict(chain.from_iterable(part.items() for part in gather_objects(values)))
-        scores = means(values)
-        for name, value in scores.items():
-            self.log(f"{stage}/{name}", value, prog_bar=name == self.names[0], sync_dist=True)
-        self._results = [{"queries": len(values), **{f"{name} %": 100 * value for name, value in scores.items()}}]
-        if stage == "test" and self.run_file and (folder := self.run_folder()) is not None:
-            self._write_run(folder / "run.trec", row, hits)
+        return dict(chain.from_iterable(part.items() for part in gather_objects(values)))
 
     def _run(self, stage: Stage, row: Tensor, hits: Hits, depth: int) -> Run:
         queries, ids = self._data.queries(stage).ids, self._data.data.corpus.ids
@@ -170,8 +195,8 @@ class Ranker(LightningModule):
         return self._results
 
     def predict_step(self, batch: QueryBatch, batch_idx: int) -> list[dict[str, Any]]:
-        """The best passages of each query: rows of query, rank, id, title, text and score."""
-        corpus, texts = self._data.data.corpus, self._data.queries("predict").text
+        """The best passages of each query: rows of query id, query, rank, id, title, text and score."""
+        corpus, queries = self._data.data.corpus, self._data.queries("predict")
         score, found = self.find([self.represent(batch.query)], self.top_k)
         rows = []
         for number, values, places in zip(batch.row.tolist(), score.tolist(), found.tolist(), strict=True):
@@ -180,7 +205,8 @@ class Ranker(LightningModule):
                     break
                 document = corpus[at]
                 named = {"id": corpus.ids[at], "title": document.get("title", ""), "text": document.get("text", "")}
-                rows.append({"query": texts[number], "rank": rank, **named, "score": value})
+                asked = {"query_id": queries.ids[number], "query": queries.text[number]}
+                rows.append({**asked, "rank": rank, **named, "score": value})
         return rows
 
 
@@ -223,13 +249,15 @@ class PassageRetriever(Ranker):
         return self.embed(documents, kind)
 
     def prepare(self, stage: Stage) -> None:
-        corpus, rows = self._data.data.corpus, self._data.eval_rows(stage)
+        corpus, rows = self._data.data.corpus, self.rows(stage)
         passages, folder = partial(self.embed, kind="passage"), self._index_folder(stage)
         if folder is None:
             self._index = encode_in_memory(passages, corpus, rows, self.encode_batch_size)
         else:
-            replace = self.index_dir is None
-            self._index = encode_corpus(passages, corpus, rows, folder, self.encode_batch_size, replace=replace)
+            replace, weights = self.index_dir is None, weight_norms(self)
+            self._index = encode_corpus(
+                passages, corpus, rows, folder, self.encode_batch_size, replace=replace, weights=weights
+            )
 
     def _index_folder(self, stage: Stage) -> Path | None:
         if stage == "val":

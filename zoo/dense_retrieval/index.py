@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 
 from datamodules.batches import Document
 from datamodules.search import Hits, Search
@@ -33,8 +33,11 @@ class Corpus(Protocol):
     def documents(self, rows: Iterable[int]) -> list[Document]: ...
 
 
-PROBES = 4  # documents whose vectors tell whether an index is of this model
-SAME_MODEL = 0.999  # cosine: half precision and another machine's rounding stay above
+READ = 2**14  # documents whose texts tell whether an index is of this corpus
+SAME_VECTOR = 0.999  # cosine: half precision and another machine's rounding stay above
+SAME_WEIGHTS = 1e-9  # relative difference of norms: a step of training is above, another order of summing below
+
+Weights = Sequence[tuple[str, float]]
 READY_VALUES = 2**28  # numbers of an index that are kept in memory as float32, 1 GiB
 
 
@@ -176,11 +179,12 @@ def encode_corpus(
     batch_size: int = 64,
     shard_size: int = 65536,
     replace: bool = False,
+    weights: Weights = (),
 ) -> CorpusIndex:
     """Encodes corpus rows [N] into a folder that all ranks see, as float16; after a kill, goes on at the first gap.
 
-    An index that is there already is taken as it is, if it has the same rows and the vectors of its first documents
-    are those of ``embed``. Shard j of n holds every n-th row from the j-th on.
+    An index that is there already is taken as it is, if it has the same documents and weights, and the vectors of
+    some documents, the longest among them, are those of ``embed``. Shard j of n holds every n-th row from the j-th on.
 
     Args:
         embed: documents to vectors.
@@ -189,16 +193,17 @@ def encode_corpus(
         folder: of the index.
         batch_size: documents a forward.
         shard_size: most rows of a shard, what a kill can lose on each rank.
-        replace: make anew what is of other rows or another model, which is an error otherwise.
+        replace: make anew what is of other documents or another model, which is an error otherwise.
+        weights: of the model, see ``weight_norms``: a little training can leave vectors almost where they were.
     """
     folder, (rank, world) = Path(folder), place()
-    probe = embed([corpus[int(row)] for row in rows[:PROBES]]).detach().float().cpu()
+    probe = encoded(embed, corpus, rows[_probes(corpus.sizes[rows])], batch_size)
     if rank == 0:
-        ids = hashlib.sha256("\n".join(corpus.ids[int(row)] for row in rows).encode()).hexdigest()
-        problem = _problem(folder, ids, probe)
+        about = {"documents": len(rows), "digest": _digest(corpus, rows), "probe": probe.tolist(), "weights": weights}
+        problem = _problem(folder, about)
         if not problem or replace:
             if problem or not (folder / "meta.json").is_file():
-                _start(folder, rows, min(max(math.ceil(len(rows) / shard_size), world), len(rows)), ids, probe)
+                _start(folder, rows, min(max(math.ceil(len(rows) / shard_size), world), len(rows)), about)
             problem = ""
     if problem := gather_objects(problem if rank == 0 else None)[0]:
         raise ValueError(f"index {folder} {problem}; give another folder, or delete this one to make it anew")
@@ -216,27 +221,54 @@ def encode_corpus(
     return CorpusIndex.open(folder)
 
 
-def _problem(folder: Path, ids: str, probe: Tensor) -> str:
-    """What speaks against an index for these rows and this model; nothing if there is no index."""
+def weight_norms(model: nn.Module) -> Weights:
+    """Type and norm of each parameter, which tell two states of a model apart; all ranks must ask."""
+    norms = []
+    for weight in map(Tensor.detach, model.parameters()):
+        # mps has no float64
+        norm = torch.linalg.vector_norm(weight.cpu() if weight.device.type == "mps" else weight, dtype=torch.float64)
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        norms.append((str(weight.dtype), norm.item()))
+    return norms
+
+
+def _digest(corpus: Corpus, rows: np.ndarray) -> str:
+    """Of the ids and lengths of all documents and the texts of at most ``READ``: reading all would take too long."""
+    digest = hashlib.sha256("\n".join(corpus.ids[int(row)] for row in rows).encode())
+    digest.update(corpus.sizes[rows].astype(np.int64).tobytes())
+    for row in rows[:: math.ceil(len(rows) / READ)]:
+        digest.update(json.dumps(dict(corpus[int(row)]), sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def _probes(sizes: np.ndarray) -> np.ndarray:
+    """Places of the two longest documents, whose vectors tell most of a model's settings, and of two others."""
+    return np.unique([*np.argsort(-sizes, kind="stable")[:2], 0, len(sizes) // 2])
+
+
+def _problem(folder: Path, about: dict[str, Any]) -> str:
+    """What speaks against an index for these documents and this model; nothing if there is no index."""
     if not (folder / "meta.json").is_file():
         return ""
     meta = _meta(folder)
-    if meta["ids"] != ids:
+    if meta.get("digest") != about["digest"]:
         return f"is of {meta['documents']:,} other documents"
-    known = torch.tensor(meta["probe"])
-    if known.shape != probe.shape or bool(((known * probe).sum(1) < SAME_MODEL).any()):
-        return "is of another model, or of another state of this one"
-    return ""
+    known, probe = torch.tensor(meta["probe"]), torch.tensor(about["probe"])
+    cosine = torch.nn.functional.cosine_similarity(known, probe) if known.shape == probe.shape else torch.zeros(1)
+    same = len(meta["weights"]) == len(about["weights"]) and all(
+        kind != other or math.isclose(norm, value, rel_tol=SAME_WEIGHTS)  # another precision rounds weights
+        for (kind, norm), (other, value) in zip(meta["weights"], about["weights"], strict=True)
+    )
+    return "" if same and cosine.min() >= SAME_VECTOR else "is of another model, or of another state of this one"
 
 
-def _start(folder: Path, rows: np.ndarray, shards: int, ids: str, probe: Tensor) -> None:
+def _start(folder: Path, rows: np.ndarray, shards: int, about: dict[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for file in [folder / "meta.json", *folder.glob("shard_*.npy")]:
         file.unlink(missing_ok=True)
     np.save(folder / "rows.npy", rows)
-    content = {"documents": len(rows), "shards": shards, "ids": ids, "probe": probe.tolist()}
     with atomic(folder / "meta.json") as temporary:
-        temporary.write_text(json.dumps(content), encoding="utf-8")
+        temporary.write_text(json.dumps({**about, "shards": shards}), encoding="utf-8")
 
 
 def _meta(folder: Path) -> dict[str, Any]:

@@ -103,7 +103,7 @@ class BM25(Ranker):
         self._index: LexicalIndex | None = None
 
     def prepare(self, stage: Stage) -> None:
-        corpus, rows = self._data.data.corpus, self._data.eval_rows(stage)
+        corpus, rows = self._data.data.corpus, self.rows(stage)
         texts = (fill(self.template, corpus[int(row)]).text for row in rows)
         self._rows = torch.from_numpy(rows)
         self._index = LexicalIndex(texts, self.k1, self.b, self.stop_words)

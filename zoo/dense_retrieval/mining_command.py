@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from rich.progress import track
 
 from datamodules.search import Hits
@@ -85,7 +84,7 @@ def _mine(given: argparse.Namespace) -> None:
     data = data_of(given.config)
     data.group, data.negatives = 1, None  # the examples before any were mined
     examples, corpus = data.examples, data.data.corpus
-    find, lines, bare, total = _finder(given, corpus), 0, 0, 0
+    find, lines, bare, total = _finder(given, corpus, examples.ids), 0, 0, 0
     with atomic(Path(given.out)) as temporary, temporary.open("w", encoding="utf-8") as out:
         for start in track(range(0, len(examples), AT_ONCE), "mining"):
             part = [examples[at] for at in range(start, min(start + AT_ONCE, len(examples)))]
@@ -104,7 +103,9 @@ def _mine(given: argparse.Namespace) -> None:
         print(f"{bare:,} queries are left out: nothing that was found for them remains")
 
 
-def _finder(given: argparse.Namespace, corpus: Any) -> Callable[[Sequence[str], Sequence[str]], Hits]:
+def _finder(
+    given: argparse.Namespace, corpus: Any, queries: Sequence[str]
+) -> Callable[[Sequence[str], Sequence[str]], Hits]:
     """Finds ``depth`` documents, as scores and corpus rows, for ids and texts of queries."""
     if given.by == "bm25":
         from zoo.dense_retrieval.lexical import TEMPLATE, LexicalIndex
@@ -113,28 +114,16 @@ def _finder(given: argparse.Namespace, corpus: Any) -> Callable[[Sequence[str], 
         lexical = LexicalIndex(fill(TEMPLATE, corpus[row]).text for row in range(len(corpus)))
         return lambda ids, texts: lexical.search(texts, given.depth)
     if Path(given.by).is_file() and Path(given.by).suffix != ".ckpt":
-        from zoo.dense_retrieval.runs import read_run
+        from zoo.dense_retrieval.runs import hits_of, read_run
 
         scored = read_run(given.by)
-        return lambda ids, texts: _from_run(scored, ids, corpus, given.depth)
+        if not scored.keys() & set(queries):
+            raise ValueError(f"the run has none of the training queries, such as {queries[0]!r}: make it for those")
+        return lambda ids, texts: hits_of(scored, ids, corpus, given.depth)
     from zoo.dense_retrieval.searching import load_retriever
 
     searcher = load_retriever(given.by, given.config, given.index)
     return lambda ids, texts: searcher.rows(texts, given.depth)
-
-
-def _from_run(run: dict[str, dict[str, float]], ids: Sequence[str], corpus: Any, depth: int) -> Hits:
-    score, row = np.full((len(ids), depth), -np.inf, np.float32), np.full((len(ids), depth), -1)
-    for at, query in enumerate(ids):
-        best = sorted(run.get(query, {}).items(), key=lambda hit: (hit[1], hit[0]), reverse=True)[:depth]
-        rows = corpus.rows([document for document, _ in best])
-        if (rows < 0).any():
-            document = best[int((rows < 0).argmax())][0]
-            raise ValueError(f"the run's document {document!r} of query {query!r} is not in the corpus")
-        score[at, : len(best)], row[at, : len(best)] = [value for _, value in best], rows
-    if not run.keys() & set(ids):
-        raise ValueError(f"the run has none of the training queries, such as {ids[0]!r}: make it for those")
-    return torch.from_numpy(score), torch.from_numpy(row)
 
 
 def _line(example: Any, negatives: np.ndarray, corpus: Any) -> dict[str, Any]:

@@ -10,13 +10,17 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from datamodules.batches import Document, RetrievalBatch
+from datamodules.search import Hits
 from zoo.catalogue import register
 from zoo.dense_retrieval.corruption import MASK, corrupt_tokens, corrupt_words, sample_generator
-from zoo.dense_retrieval.evaluation import Kind, PassageRetriever
+from zoo.dense_retrieval.evaluation import Kind, PassageRetriever, Stage
 from zoo.dense_retrieval.masks import LabelScope, attention_block, labelled, safe_mask
 from zoo.dense_retrieval.prompts import Layout, Positions, fields, fill, layout, tokens_of
+from zoo.dense_retrieval.reranking import Reranking
+from zoo.language.configs import position_limit
 from zoo.language.models import LanguageModel
 from zoo.language.tokenizers import require_eos
+from zoo.metrics.trec import deepest
 
 Direction = Literal["d2q", "both"]
 MaskUnit = Literal["word", "token"]
@@ -64,6 +68,10 @@ class QueryLikelihood(PassageRetriever):
         tokenizer_texts: texts of the data to train the tokenizer on, where it is made and not loaded.
         optimizer: made from the parameters that need a gradient.
         scheduler: made from the optimiser; stepped once a step.
+        rerank: a test also ranks this many first passages of each query by query likelihood: another row of results,
+            metrics ``test/query_likelihood/...`` and a file ``run_query_likelihood.trec``. Null for none.
+        rerank_run: file of a TREC run, of BM25 for one, whose passages are ranked in place of those nearest to E.
+        dirichlet_mu: a test ranks the same passages by counted words too, smoothed by as many of the collection.
         ranking: see :class:`~zoo.dense_retrieval.evaluation.PassageRetriever`.
     """
 
@@ -83,9 +91,21 @@ class QueryLikelihood(PassageRetriever):
         tokenizer_texts: int = 100_000,
         optimizer: OptimizerCallable = adamw,
         scheduler: LRSchedulerCallable | None = None,
+        rerank: int | None = None,
+        rerank_run: str | None = None,
+        dirichlet_mu: float | None = None,
         **ranking: Any,
     ) -> None:
         super().__init__(**ranking)
+        if rerank is None and (rerank_run is not None or dirichlet_mu is not None):
+            raise ValueError(f"rerank_run={rerank_run!r}, dirichlet_mu={dirichlet_mu}: set rerank, how many passages")
+        if rerank is not None and not deepest(self.names) <= rerank <= self.depth:
+            raise ValueError(
+                f"rerank={rerank}: must be at least the {deepest(self.names)} hits that metrics ask for, and at most "
+                f"depth={self.depth}"
+            )
+        if dirichlet_mu is not None and dirichlet_mu <= 0:
+            raise ValueError(f"dirichlet_mu={dirichlet_mu}: must be above 0")
         if not 0 <= mask_prob <= 1:
             raise ValueError(f"mask_prob={mask_prob}: must be between 0 and 1")
         for name, value, allowed in (
@@ -116,6 +136,9 @@ class QueryLikelihood(PassageRetriever):
         self.templates: dict[Kind, str] = {"passage": passage_template, "query": query_template}
         self.tokenizer_texts = tokenizer_texts
         self.optimizer, self.scheduler = optimizer, scheduler
+        # one more hit where the query's own document is left out
+        self.reranking = None if rerank is None else Reranking(rerank + self.drop_self, rerank_run, dirichlet_mu)
+        self._given: Hits | None = None
         self._counts: Tensor | None = None
 
     def configure_model(self) -> None:
@@ -124,6 +147,12 @@ class QueryLikelihood(PassageRetriever):
         data = getattr(self.trainer, "datamodule", None)
         self.language_model.build(None if data is None else data.train_texts(self.tokenizer_texts))
         require_eos(self.language_model.tokenizer)
+        limit = position_limit(self.language_model.network.config)
+        if limit is not None and (most := self.document_length + 1 + self.query_length) > limit:
+            raise ValueError(
+                f"document_length={self.document_length}, query_length={self.query_length}: with E they have {most} "
+                f"positions, the network {limit}; use shorter lengths"
+            )
         if self.device_mesh is not None:
             self.language_model.shard(self.device_mesh["data_parallel"])
 
@@ -169,10 +198,14 @@ class QueryLikelihood(PassageRetriever):
     def targets(self, documents: Sequence[Document], kinds: Sequence[Kind]) -> list[list[int]]:
         """Tokens of documents to generate, their fields joined by spaces, at most ``query_length`` with E behind."""
         tokenizer = self.language_model.tokenizer
-        plain = {kind: " ".join(f"{{{field}}}" for field in fields(text)) for kind, text in self.templates.items()}
-        texts = [fill(plain[kind], document).text for document, kind in zip(documents, kinds, strict=True)]
+        texts = [self.plain(document, kind) for document, kind in zip(documents, kinds, strict=True)]
         rows = tokens_of(tokenizer, texts)["input_ids"]
         return [[*row[: self.query_length - 1], tokenizer.eos_token_id] for row in rows]
+
+    def plain(self, document: Document, kind: Kind) -> str:
+        """The fields that the template of a kind has, with spaces between."""
+        template = " ".join(f"{{{field}}}" for field in fields(self.templates[kind]))
+        return fill(template, document).text
 
     def _mask_token(self) -> int:
         found = tokens_of(self.language_model.tokenizer, [MASK])["input_ids"][0]
@@ -233,6 +266,25 @@ class QueryLikelihood(PassageRetriever):
         rows = self.document_layout(documents, kind).to(self.device)
         states = self.language_model.hidden(rows.input_ids, rows.valid, rows.position)
         return normalize(states[:, rows.end].float(), dim=-1)
+
+    # --- ranking by likelihood -------------------------------------------------------------------------------------
+
+    def prepare(self, stage: Stage) -> None:
+        if stage == "test" and self.reranking is not None:
+            if self.device_mesh is not None:
+                raise ValueError("rerank: ranks take their own time, which sharded weights cannot: test without shards")
+            self._given = self.reranking.given(self._data.queries("test").ids, self._data.data.corpus)
+        super().prepare(stage)
+
+    def rankings(self, stage: Stage, row: Tensor, hits: Hits) -> dict[str, Hits]:
+        """The own hits and, at a test with ``rerank``, what is made of them or of the given run."""
+        if stage != "test" or self.reranking is None:
+            return super().rankings(stage, row, hits)
+        found, first = {"embedding": hits}, (hits[0][:, : self.reranking.first], hits[1][:, : self.reranking.first])
+        if self._given is not None:
+            found["given run"] = first = self._given[0][row], self._given[1][row]
+        queries = [{"text": self._data.queries("test").text[at]} for at in row.tolist()]
+        return found | self.reranking.rankings(self, queries, first, self._data.data.corpus, self.rows("test"))
 
     def training_step(self, batch: RetrievalBatch, batch_idx: int) -> Tensor:
         rows = self.pairs(batch)

@@ -1,9 +1,9 @@
 """Contrastive training of an embedder, the second stage of LLM-QL (arXiv 2504.05216), on large batches where asked."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
@@ -110,8 +110,5 @@ class DenseRetriever(PassageRetriever):
         if most is None or len(documents) <= most or not torch.is_grad_enabled():
             return self.embed(documents, kind)
         rows = self.embedder.tokens(documents, kind)
-        order = np.argsort([-len(row) for row in rows], kind="stable")
-        batches = [[rows[at] for at in some] for some in np.split(order, range(most, len(order), most))]
-        pooled = self.embedder.pooled
-        parts = [checkpoint(pooled, *self.embedder.padded(some, kind), use_reentrant=False) for some in batches]
-        return torch.cat(parts)[torch.from_numpy(np.argsort(order)).to(parts[0].device)]
+        again = partial(checkpoint, self.embedder.pooled, use_reentrant=False)
+        return self.embedder.in_parts(rows, kind, most, again)

@@ -1,9 +1,13 @@
 """Runs and judgements as the text files that retrieval tools exchange."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal, TextIO
+from typing import Any, Literal, TextIO
 
+import numpy as np
+import torch
+
+from datamodules.search import Hits
 from zoo.metrics.trec import Qrels, Run
 
 Form = Literal["trec", "scores", "ranks"]
@@ -58,6 +62,23 @@ def read_run(file: str | Path, form: Form | None = None) -> dict[str, dict[str, 
             raise ValueError(f"{file}, line {number}: document {document!r} comes twice for query {words[0]!r}")
         found[document] = score
     return run
+
+
+def hits_of(run: Run, queries: Sequence[str], corpus: Any, depth: int) -> Hits:
+    """The first ``depth`` of a run for queries by id, as scores and corpus rows [Q, depth], -inf and -1 for none.
+
+    Raises:
+        ValueError: for a document that the corpus lacks.
+    """
+    score, row = np.full((len(queries), depth), -np.inf, np.float32), np.full((len(queries), depth), -1)
+    for at, query in enumerate(queries):
+        best = sorted(run.get(query, {}).items(), key=lambda hit: (hit[1], hit[0]), reverse=True)[:depth]
+        rows = corpus.rows([document for document, _ in best])
+        if (rows < 0).any():
+            document = best[int((rows < 0).argmax())][0]
+            raise ValueError(f"the run's document {document!r} of query {query!r} is not in the corpus")
+        score[at, : len(best)], row[at, : len(best)] = [value for _, value in best], rows
+    return torch.from_numpy(score), torch.from_numpy(row)
 
 
 def write_qrels(out: TextIO, qrels: Qrels) -> None:

@@ -115,7 +115,11 @@ class Reranker:
 
 
 def dirichlet_score(
-    query: Sequence[str], document: Sequence[str], collection: Mapping[str, int], mu: float = 2500.0
+    query: Sequence[str],
+    document: Sequence[str],
+    collection: Mapping[str, int],
+    mu: float = 2500.0,
+    total: int | None = None,
 ) -> float:
     """``log P(q | d)`` of a unigram model of the document, smoothed by the collection's.
 
@@ -126,11 +130,12 @@ def dirichlet_score(
         query, document: words.
         collection: how often each word comes in all documents.
         mu: weight of the collection, in words.
+        total: words of the collection, where they are counted already.
 
     Raises:
         ValueError: if ``mu`` is not above 0 or the collection is empty.
     """
-    total = sum(collection.values())
+    total = sum(collection.values()) if total is None else total
     if mu <= 0:
         raise ValueError(f"mu={mu}: must be above 0")
     if total == 0:

@@ -13,7 +13,7 @@ from datamodules.batches import Document
 from datamodules.search import Search
 from zoo import catalogue, pretrained
 from zoo.dense_retrieval.evaluation import PassageRetriever
-from zoo.dense_retrieval.index import Corpus, CorpusIndex, encode_corpus
+from zoo.dense_retrieval.index import Corpus, CorpusIndex, encode_corpus, weight_norms
 from zoo.language.loading import choose_device
 
 
@@ -107,9 +107,9 @@ def load_retriever(
     model = load_model(file, device)
     rows = torch.arange(len(corpus.ids)).numpy()
     embed = partial(model.embed, kind="passage")
-    return Searcher(
-        model, corpus, encode_corpus(embed, corpus, rows, index or run / "index", batch_size), search, batch_size
-    )
+    folder, weights = index or run / "index", weight_norms(model)
+    vectors = encode_corpus(embed, corpus, rows, folder, batch_size, weights=weights)
+    return Searcher(model, corpus, vectors, search, batch_size)
 
 
 def load_model(file: Path, device: str = "auto") -> PassageRetriever:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Linear
 
 from zoo.pretrained import load
 
@@ -85,7 +86,9 @@ def digest(network: Any) -> str:
     total = hashlib.sha256()
     for name, parameter in network.base_model.named_parameters():
         values = parameter.detach().flatten()
-        some = values[torch.linspace(0, len(values) - 1, min(len(values), 16), device=values.device).long()]
+        count = min(len(values), 16)
+        # in whole numbers: float32 does not have all places of a large embedding
+        some = values[torch.arange(count, device=values.device) * (len(values) - 1) // max(count - 1, 1)]
         total.update(f"{name} {tuple(parameter.shape)} {some.bfloat16().tolist()}\n".encode())
     return total.hexdigest()
 
@@ -106,13 +109,30 @@ def frozen_names(network: Any) -> frozenset[str]:
 
 
 def add_lora(network: Any, lora: dict[str, Any]) -> None:
-    """Put adapters with these settings (those of ``Lora``) into a network; all other weights are frozen."""
+    """Put adapters with these settings (those of ``Lora``) into a network; all other weights are frozen.
+
+    Adapters are float32 even where the weights are not: in bfloat16 the steps of a small learning rate would be lost.
+
+    Raises:
+        ValueError: for a target that names no layer, or the input or output embedding.
+    """
     from peft import LoraConfig, inject_adapter_in_model
 
+    embeddings = network.get_input_embeddings(), network.get_output_embeddings()
+    for target in lora["targets"]:
+        found = [module for name, module in network.named_modules() if f".{name}".endswith(f".{target}")]
+        if not found:
+            layers = {name.rpartition(".")[2] for name, module in network.named_modules() if isinstance(module, Linear)}
+            raise ValueError(f"lora.targets: no layer is named {target!r}; there are {', '.join(sorted(layers))}")
+        if any(module in embeddings for module in found):
+            raise ValueError(f"lora.targets: {target!r} is an embedding, which log_probs takes as it is: leave it out")
     config = LoraConfig(
         r=lora["r"], lora_alpha=lora["alpha"], lora_dropout=lora["dropout"], target_modules=list(lora["targets"])
     )
     inject_adapter_in_model(config, network)
+    for parameter in network.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
 
 
 def merge_lora(network: Any) -> None:
@@ -129,7 +149,7 @@ def merged_state(network: Any) -> dict[str, Tensor]:
     state = {name.replace(".base_layer.", "."): value for name, value in network.state_dict().items()}
     for name, layer in _adapted(network):
         weight = f"{name}.weight"
-        state[weight] = state[weight] + layer.get_delta_weight("default").detach().to(state[weight].dtype)
+        state[weight] = (state[weight] + layer.get_delta_weight("default").detach()).to(state[weight].dtype)
     return {name: value for name, value in state.items() if ".lora_" not in name}
 
 

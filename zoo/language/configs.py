@@ -34,6 +34,8 @@ def make_config(given: dict[str, Any], tokenizer: Any) -> Any:
         raise ValueError(f"config: vocab_size={chosen['vocab_size']}: the tokenizer has {len(tokenizer)} tokens")
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
         chosen.setdefault(name, getattr(tokenizer, name))
+    if chosen["pad_token_id"] == chosen["eos_token_id"]:
+        chosen["pad_token_id"] = None  # the embedding of a padding token starts at zero
     try:
         config = cls(**chosen)
     except StrictDataclassError as error:

@@ -97,7 +97,7 @@ class _Entropy(torch.autograd.Function):
 
 def _logits(hidden: Tensor, weight: Tensor, chunk: int, temperature: float) -> Iterator[tuple[slice, Tensor]]:
     """One chunk after the other: its rows among all tokens, and its logits [chunk, V] float32."""
-    states = hidden.flatten(0, -2)
+    states = hidden.reshape(-1, hidden.shape[-1])
     for start in range(0, len(states), chunk):
         rows = slice(start, start + chunk)
         yield rows, _product(states[rows], weight.T).div_(temperature)
@@ -107,7 +107,7 @@ def _backward(
     ctx: Any, hidden: Tensor, weight: Tensor, of_logits: Callable[[slice, Tensor], Tensor]
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of hidden states and weight from those of each chunk's logits; W's sum is kept in float32."""
-    states = hidden.flatten(0, -2)
+    states = hidden.reshape(-1, hidden.shape[-1])
     for_states = torch.empty_like(states) if ctx.needs_input_grad[0] else None
     for_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
     for rows, logits in _logits(hidden, weight, ctx.chunk, ctx.temperature):

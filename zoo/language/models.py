@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from zoo.language import checkpoints, log_probs
-from zoo.language.configs import make_config, position_limit
+from zoo.language import checkpoints, log_probs, networks
+from zoo.language.configs import position_limit
 from zoo.language.loading import load
+from zoo.language.masks import mask_for
 from zoo.language.tokenizers import TokenizerMaker, from_json, to_json
 from zoo.pretrained import load as load_state
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
     from transformers import PreTrainedTokenizerBase
 
-MASKS_4D = ("sdpa", "eager", "flex_attention")
+_LOGIT_CHANGES = ("final_logit_softcapping", "logits_scaling", "logit_scale")
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,8 @@ class LanguageModel(nn.Module):
             raise ValueError(f"gguf_file={gguf_file!r}: pretrained must name the folder that it is in")
         if lora is not None and (lora.r < 1 or not 0 <= lora.dropout < 1):
             raise ValueError(f"lora: r={lora.r} must be at least 1 and dropout={lora.dropout} in [0, 1)")
-        self.pretrained, self.config, self.gguf_file, self.revision = pretrained, config, gguf_file, revision
+        self.pretrained, self.config, self.revision = pretrained, config, revision
+        self._file = {} if gguf_file is None else {"gguf_file": gguf_file}
         self.kind, self.dtype, self.attention, self.lora = kind, dtype, attention, lora
         self.gradient_checkpointing = gradient_checkpointing
         self.init_from = [init_from] if isinstance(init_from, str) else list(init_from or [])
@@ -113,7 +115,7 @@ class LanguageModel(nn.Module):
             if self._source is not None:
                 self._tokenizer = load(AutoTokenizer, self._source)
             else:
-                self._tokenizer = load(AutoTokenizer, str(self.pretrained), self.revision, **self._file())
+                self._tokenizer = load(AutoTokenizer, str(self.pretrained), self.revision, **self._file)
             if self._tokenizer.pad_token is None:
                 self._tokenizer.pad_token = self._tokenizer.eos_token
         return self._tokenizer
@@ -134,7 +136,11 @@ class LanguageModel(nn.Module):
         if self._tokenizer is None and isinstance(self._source, TokenizerMaker):
             self._tokenizer = self._make_tokenizer(self._source, texts)
         with torch.device("cpu"):
-            network = self._pretrained() if self.config is None else self._from_scratch(self.config)
+            if self.config is None:
+                more = {"revision": self.revision, "dtype": self.dtype, **self._file}
+                network = networks.pretrained(self.kind, str(self.pretrained), self.attention, **more)
+            else:
+                network = networks.from_scratch(self.kind, self.config, self.tokenizer, self.attention, self.dtype)
             for name in self.init_from:
                 checkpoints.load_weights(network, name, self.kind == "encoder")
             if self.lora is not None:
@@ -148,6 +154,7 @@ class LanguageModel(nn.Module):
                 "leave out vocab_size"
             )
         network.config.use_cache = False
+        network.get_input_embeddings().padding_idx = None  # it may be E's too, and would be without gradient
         if self.gradient_checkpointing:
             # older releases of transformers know the second name alone
             enable = getattr(network, "activation_checkpointing_enable", None) or network.gradient_checkpointing_enable
@@ -161,38 +168,16 @@ class LanguageModel(nn.Module):
             text = checkpoints.describe(load_state(name))["tokenizer"]
             if text is not None:
                 return from_json(text)
+        if self.init_from:
+            raise ValueError(
+                f"init_from {', '.join(self.init_from)} holds no tokenizer, and a new one would number tokens "
+                "otherwise: give tokenizer, a folder that the right one was saved in by save_pretrained"
+            )
         return None if texts is None else maker.make(texts)
 
-    def _pretrained(self) -> Any:
-        network, found = load(
-            self._class(),
-            str(self.pretrained),
-            self.revision,
-            dtype=self.dtype,
-            attn_implementation=self.attention,
-            output_loading_info=True,
-            **self._file(),
-        )
-        network = _without_pooler(network)
-        if missing := sorted(key for key in found["missing_keys"] if not key.startswith("pooler.")):
-            raise ValueError(
-                f"model {self.pretrained!r} lacks {len(missing)} weights, such as {missing[0]}, which would be random; "
-                "use one that was trained with them, or kind encoder for one without a head"
-            )
-        return network
-
-    def _from_scratch(self, fields: dict[str, Any]) -> Any:
-        config = make_config(fields, self.tokenizer)
-        dtype = torch.float32 if self.dtype == "auto" else getattr(torch, self.dtype)
-        return _without_pooler(self._class().from_config(config, dtype=dtype, attn_implementation=self.attention))
-
-    def _class(self) -> Any:
-        from transformers import AutoModel, AutoModelForCausalLM
-
-        return AutoModelForCausalLM if self.kind == "causal" else AutoModel
-
-    def _file(self) -> dict[str, str]:
-        return {} if self.gguf_file is None else {"gguf_file": self.gguf_file}
+    def _has_vocabulary(self) -> bool:
+        embeddings: int = self._built().get_input_embeddings().num_embeddings
+        return embeddings == (self.config or {}).get("vocab_size", len(self.tokenizer))
 
     def shard(self, mesh: "DeviceMesh") -> Self:
         """Split the weights over the ranks of a mesh (FSDP2), layer by layer; after ``build()``, with LoRA or without.
@@ -206,6 +191,7 @@ class LanguageModel(nn.Module):
             if type(module).__name__ in layers:
                 fully_shard(module, mesh=mesh)
         fully_shard(self, mesh=mesh)
+        self._frozen = frozenset()  # Lightning loads shards by name, without the hook that fills frozen weights in
         for method in ("hidden", "token_log_probs", "entropy"):
             register_fsdp_forward_method(self, method)
         return self
@@ -240,34 +226,16 @@ class LanguageModel(nn.Module):
         """
         network = self._built()
         limit = position_limit(network.config)
-        if limit is not None and input_ids.shape[1] > limit:
-            raise ValueError(f"{input_ids.shape[1]} tokens, but the network has {limit} positions: use shorter lengths")
+        if limit is not None and (length := attention_mask.shape[-1]) > limit:
+            raise ValueError(f"{length} tokens, but the network has {limit} positions: use shorter lengths")
         more = {"position_ids": position_ids, "past_key_values": past_key_values}
         output = self.decoder(
             input_ids=input_ids,
-            attention_mask=self._mask(attention_mask),
+            attention_mask=mask_for(self.attention, attention_mask, network.dtype),
             **{name: value for name, value in more.items() if value is not None},
         )
         states: Tensor = output.last_hidden_state
         return states
-
-    def _mask(self, mask: Tensor) -> Any:
-        """A mask [B, 1, T, S] in the form that the attention takes."""
-        if mask.ndim == 2:
-            return mask
-        if self.attention not in MASKS_4D:
-            raise ValueError(f"attention={self.attention!r} takes no mask [B, 1, T, T]: use {', '.join(MASKS_4D)}")
-        if mask.ndim != 4 or mask.dtype != torch.bool:
-            raise ValueError(f"attention_mask {tuple(mask.shape)} {mask.dtype}: must be [B, T], or bool [B, 1, T, T]")
-        if self.attention == "sdpa":
-            return mask
-        if self.attention == "flex_attention":
-            from torch.nn.attention.flex_attention import create_block_mask
-
-            sizes = mask.shape[0], None, mask.shape[2], mask.shape[3]
-            return create_block_mask(lambda b, h, q, k: mask[b, 0, q, k], *sizes, device=mask.device)  # type: ignore[arg-type]
-        dtype = self._built().dtype
-        return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
 
     def token_log_probs(self, hidden: Tensor, target: Tensor, temperature: float = 1.0) -> Tensor:
         """log P of targets [...] from the hidden states [..., H] before them: [...] float32, in chunks."""
@@ -318,16 +286,6 @@ class LanguageModel(nn.Module):
             self._tokenizer = from_json(text)
 
 
-_LOGIT_CHANGES = ("final_logit_softcapping", "logits_scaling", "logit_scale")
-
-
-def _without_pooler(network: Any) -> Any:
-    """Unused layers have no gradient, which DDP takes for a mistake."""
-    if getattr(network, "pooler", None) is not None:
-        network.pooler = None
-    return network
-
-
 def _leave_out_frozen(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
     assert isinstance(module, LanguageModel)
     if module._base is not None:
@@ -339,9 +297,11 @@ def _before_loading(module: nn.Module, state: dict[str, Any], prefix: str, *unus
     """Build for a checkpoint, and fill in the frozen weights that it leaves out."""
     assert isinstance(module, LanguageModel)
     extra = state.get(f"{prefix}_extra_state")
+    if extra is not None:
+        module.set_extra_state(extra)
+    if module.network is not None and isinstance(module._source, TokenizerMaker) and not module._has_vocabulary():
+        module.network = None  # it was made for the tokenizer of other texts than the checkpoint's
     if module.network is None and any(key.startswith(f"{prefix}network.") for key in state):
-        if extra is not None:
-            module.set_extra_state(extra)
         module.build()
     if module._base is not None:
         if extra is not None:
