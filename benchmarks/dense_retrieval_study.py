@@ -1,12 +1,12 @@
-"""LLM-QL on the procedural corpus over seeds: what each piece of its first stage is worth to retrieval.
+"""LLM-QL over seeds, tiny decoders from scratch: what each piece of its first stage is worth to retrieval.
 
-    python benchmarks/dense_retrieval_study.py --seeds 0 1 2
+    python benchmarks/dense_retrieval_study.py [--set topics|boolq_tiny] --seeds 0 1 2
 
 (a) contrastive training alone; the same after (b) causal query likelihood, (c) with the attention block, (d) with block
 and masked words. All contrastive runs have the same data order, steps and seed. Shown are MRR@10 of the first stage by
 the ending token without contrastive training (zero-shot), of the validation queries early in contrastive training, and
 of the test queries with the best validation's weights. Runs that are complete under ``--run_dir`` are not run again.
-Prints the table, and writes it as ``<run_dir>/study.md`` and each run's scores as ``.csv``.
+Prints the table, and writes it as ``<run_dir>/study_<set>.md`` and each run's scores as ``.csv``.
 """
 
 import argparse
@@ -40,14 +40,15 @@ def validated(folder: Path, step: int) -> float:
 def scores(args: argparse.Namespace, arm: str, seed: int) -> dict[str, float | None]:
     """What one arm reaches with one seed; its runs are made unless they are there."""
     letter, words = arm[1], ARMS[arm]
-    more = [f"--data.init_args.dataset.init_args.seed={seed}", *args.more]
+    more = [f"--data.init_args.dataset.init_args.seed={seed}"] if args.set == "topics" else []
+    more += args.more
     stage_one = None
     if words is not None:
-        config = ["--config", "dense_retrieval/llm_ql_topics", *words, *more]
-        stage_one = run_once("fit", args.run_dir, f"stage_one_{letter}_{seed}", seed, config)
-    config = ["--config", "dense_retrieval/retriever_topics", *more]
+        config = ["--config", f"dense_retrieval/llm_ql_{args.set}", *words, *more]
+        stage_one = run_once("fit", args.run_dir, f"{args.set}_stage_one_{letter}_{seed}", seed, config)
+    config = ["--config", f"dense_retrieval/retriever_{args.set}", *more]
     config += [] if stage_one is None else [f"{START}={stage_one / 'checkpoints' / 'last.ckpt'}"]
-    stage_two = run_once("fit", args.run_dir, f"stage_two_{letter}_{seed}", seed, config)
+    stage_two = run_once("fit", args.run_dir, f"{args.set}_stage_two_{letter}_{seed}", seed, config)
     return {
         "zero-shot MRR@10": None if stage_one is None else tested(stage_one, "mrr@10"),
         f"MRR@10 at step {args.early}": validated(stage_two, args.early),
@@ -58,7 +59,10 @@ def scores(args: argparse.Namespace, arm: str, seed: int) -> dict[str, float | N
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of data, weights and order")
+    parser.add_argument("--set", choices=["topics", "boolq_tiny"], default="topics")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[0, 1, 2], help="of weights and order, and of procedural data"
+    )
     parser.add_argument("--early", type=int, default=100, help="a step of contrastive training that is validated")
     parser.add_argument("--run_dir", default="runs/dense_retrieval_study")
     parser.add_argument("--more", nargs=argparse.REMAINDER, default=[], help="further words for every run, such as "
@@ -84,7 +88,7 @@ def main() -> None:
                 paired(known, compared) if compared and found is not reference else "",
             ]
         lines.append(f"| {arm} | " + " | ".join(cells) + " |")
-    file = Path(args.run_dir) / "study.md"
+    file = Path(args.run_dir) / f"study_{args.set}.md"
     file.write_text("\n".join(lines) + "\n", encoding="utf-8")
     with file.with_suffix(".csv").open("w", newline="") as stream:
         writer = csv.DictWriter(stream, fieldnames=["arm", "seed", *names])
