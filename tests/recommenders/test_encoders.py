@@ -132,7 +132,7 @@ def test_dropout_differs_between_copies_of_one_pass() -> None:
     one, two = encoder(sequences()[-1:].repeat(2, 1))
     assert (one - two).abs().max() > 0.1
     one, two = encoder.eval()(sequences()[-1:].repeat(2, 1))
-    assert torch.equal(one, two)
+    torch.testing.assert_close(one, two)  # rows of one matrix product may differ in the last bit
 
 
 @pytest.mark.parametrize(
