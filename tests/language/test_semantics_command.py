@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from zoo.__main__ import main
+from zoo.experiments import data_of
 from zoo.language import embed_texts
-from zoo.language.semantics_command import data_of
 
 ITEMS = {"a": "w1 w2", "b": "w3", "c": "w4 w5 w6", "d": "w1 w2 w9"}
 USERS = {"ann": "abcdca", "bob": "dcba", "cy": "badc"}
@@ -67,7 +67,7 @@ def test_all_steps_from_prompts_to_tables(
     main(["semantics", "embed", "--config", config, "--of", "items", "--out", "items.npy", *encoder])
     main(["semantics", "embed", "--config", config, "--of", "prefixes", "--answers", "a.jsonl", "--out", "prefixes.npy",
           *encoder])  # fmt: skip
-    data = data_of(config)
+    data = data_of(config, "SequentialRecommendation")
     texts = [ITEMS[id] for id in data.store.item_ids[1:]]
     np.testing.assert_array_equal(data.tables.item_embedding[1:], embed_texts(texts, str(bert), device="cpu"))
     texts = [first[id]["text"] for id in prompts]
@@ -87,8 +87,10 @@ def test_wrong_words_are_one_line(config: str, bert: Path, capsys: pytest.Captur
     assert "--of prefixes needs --answers" in failure(*embed, "--of", "prefixes")
     assert "there is no file of answers none.jsonl" in failure(*embed, "--of", "items", "--answers", "none.jsonl")
     assert "must end in .npy" in failure(*embed[:-1], "x.txt", "--of", "items")
-    (tmp_path / "other.yaml").write_text("data: {class_path: FewShotEpisodes}\n")
-    out = ["--of", "items", "--out", "p.jsonl"]
-    assert "no sequences for recommenders" in failure("prompts", "--config", str(tmp_path / "other.yaml"), *out)
+    other, out = tmp_path / "other.yaml", ["--of", "items", "--out", "p.jsonl"]
+    other.write_text("data: {class_path: FewShotEpisodes}\n")
+    assert "FewShotEpisodes" in failure("prompts", "--config", str(other), *out)
+    other.write_text("data: {class_path: Retrieval, init_args: {dataset: {class_path: TopicWords}}}\n")
+    assert "is a Retrieval, not a SequentialRecommendation" in failure("prompts", "--config", str(other), *out)
     asked = failure("prompts", "--config", config, "--style", "amazon", *out)
     assert "asks for brand, categories, description, price, sales_rank, but items have title" in asked

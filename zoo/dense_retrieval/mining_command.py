@@ -13,6 +13,7 @@ from datamodules.search import Hits
 from datamodules.sources import atomic
 from datamodules.streams import key, uniform
 from zoo.console import run_command
+from zoo.experiments import data_of
 
 AT_ONCE = 512  # queries
 
@@ -76,12 +77,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _mine(given: argparse.Namespace) -> None:
-    from zoo.dense_retrieval.searching import data_of
-
     for name, least in (("depth", 1), ("negatives", 1), ("skip", 0)):
         if getattr(given, name) < least:
             raise ValueError(f"--{name} {getattr(given, name)}: must be at least {least}")
-    data = data_of(given.config)
+    data = data_of(given.config, "Retrieval")
     data.group, data.negatives = 1, None  # the examples before any were mined
     examples, corpus = data.examples, data.data.corpus
     find, lines, bare, total = _finder(given, corpus, examples.ids), 0, 0, 0

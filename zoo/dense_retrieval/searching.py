@@ -3,17 +3,17 @@
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-import yaml
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import LightningModule
 
 from datamodules.batches import Document
 from datamodules.search import Search
 from zoo import catalogue, pretrained
 from zoo.dense_retrieval.evaluation import PassageRetriever
 from zoo.dense_retrieval.index import Corpus, CorpusIndex, encode_corpus, weight_norms
+from zoo.experiments import data_of
 from zoo.language.loading import choose_device
 
 
@@ -103,7 +103,7 @@ def load_retriever(
         raise FileNotFoundError(f"{run} has no config.yaml that names a corpus: give config")
     if index is None and not (run / "config.yaml").is_file():
         raise ValueError(f"{file} is not in a run folder: give index, a folder for the corpus's vectors")
-    corpus = data_of(config or str(run / "config.yaml")).data.corpus
+    corpus = data_of(config or str(run / "config.yaml"), "Retrieval").data.corpus
     model = load_model(file, device)
     rows = torch.arange(len(corpus.ids)).numpy()
     embed = partial(model.embed, kind="passage")
@@ -122,27 +122,3 @@ def load_model(file: Path, device: str = "auto") -> PassageRetriever:
     if not isinstance(model, PassageRetriever):
         raise ValueError(f"{file} holds a {type(model).__name__}, which does not retrieve passages")
     return model.eval().to(choose_device(device))
-
-
-def data_of(config: str) -> Any:
-    """The retrieval data of an experiment, by its name or path.
-
-    Raises:
-        ValueError: if they cannot be made, or have no corpus.
-    """
-    from jsonargparse import ArgumentError, ArgumentParser
-
-    catalogue.import_families()  # makes short names of classes known
-    file = catalogue.find_config(config)
-    content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    if not isinstance(content, dict) or "data" not in content:
-        raise ValueError(f"{file} has no data: of an experiment")
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(LightningDataModule, "data")
-    try:
-        data = parser.instantiate_classes(parser.parse_object({"data": content["data"]})).data
-    except ArgumentError as error:
-        raise ValueError(f"{file}: data: {error}") from error
-    if not hasattr(data, "eval_rows"):
-        raise ValueError(f"{file}: data: {type(data).__name__} has no corpus to search; give retrieval data")
-    return data

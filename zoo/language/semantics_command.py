@@ -19,6 +19,7 @@ from datamodules.item_texts import (
 )
 from datamodules.sources import atomic
 from zoo.console import run_command
+from zoo.experiments import data_of
 
 if TYPE_CHECKING:
     from datamodules.sequences import SequentialRecommendation
@@ -83,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _prompts(given: argparse.Namespace) -> None:
-    data, style = data_of(given.config), STYLES[given.style]
+    data, style = data_of(given.config, "SequentialRecommendation"), STYLES[given.style]
     attributes = None if given.attributes is None else read_attributes(given.attributes)
     about = data.store, data.pool, style, attributes, given.domain
     prompts = item_prompts(*about, given.seed) if given.of == "items" else prefix_prompts(*about)
@@ -112,7 +113,7 @@ def _embed(given: argparse.Namespace) -> None:
     out = Path(given.out)
     if out.suffix != ".npy":
         raise ValueError(f"--out {out}: must end in .npy")
-    data = data_of(given.config)
+    data = data_of(given.config, "SequentialRecommendation")
     ids = _ids(data, given.of)
     if given.answers is not None:
         texts = all_answers(given.answers, ids)
@@ -132,28 +133,3 @@ def _embed(given: argparse.Namespace) -> None:
 
 def _ids(data: "SequentialRecommendation", of: str) -> list[str]:
     return item_ids(data.store) if of == "items" else prefix_ids(data.store, data.pool)
-
-
-def data_of(config: str) -> "SequentialRecommendation":
-    """The data of an experiment, by its name or path.
-
-    Raises:
-        ValueError: if they cannot be made, or are no sequences.
-    """
-    import yaml
-    from jsonargparse import ArgumentError, ArgumentParser
-
-    from datamodules.sequences import SequentialRecommendation
-    from zoo.catalogue import find_config, import_families
-
-    import_families()  # makes short names of classes known
-    file = find_config(config)
-    content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    if not isinstance(content, dict) or "data" not in content:
-        raise ValueError(f"{file} has no data: of an experiment")
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--data", type=SequentialRecommendation)
-    try:
-        return parser.instantiate_classes(parser.parse_object({"data": content["data"]})).data
-    except ArgumentError as error:
-        raise ValueError(f"{file}: data: are no sequences for recommenders: {error}") from error
