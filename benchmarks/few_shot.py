@@ -8,19 +8,15 @@ import contextlib
 import copy
 import csv
 import io
-import logging
 import os
-import platform
 import statistics
-import sys
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 from time import perf_counter, process_time
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 from unittest import mock
 
 import numpy as np
@@ -28,6 +24,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from PIL import Image
+from timing import Row, begin, head, in_turn
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
@@ -53,20 +50,6 @@ WAY, SHOT, QUERY = 5, 1, 15
 Scores = Callable[[CRLNet, Tensor, Tensor, Tensor], Tensor]
 
 
-class Row(NamedTuple):
-    """One line of the table; ``ratio`` says in words what the quotient of the medians is."""
-
-    what: str
-    unit: str
-    ours: list[float]
-    reference: list[float]
-    ratio: str
-
-    def markdown(self) -> str:
-        sides = [f"{statistics.median(x):.4g} ({min(x):.4g}-{max(x):.4g})" for x in (self.ours, self.reference)]
-        return f"| {self.what} | {self.unit} | {sides[0]} | {sides[1]} | {self.ratio} |"
-
-
 def compare(
     what: str,
     unit: str,
@@ -77,8 +60,7 @@ def compare(
 ) -> Iterator[Row]:
     """All sides once to warm up, then ``repeats`` times in turn; ``time``: figures are times, else rates."""
     sides = [ours, *references.values()]
-    figures = [[side() for side in sides] for _ in range(repeats + 1)][1:]
-    a, *others = (list(column) for column in zip(*figures, strict=True))
+    a, *others = in_turn(repeats, *sides)
     for against, b in zip(references, others, strict=True):
         quotient = statistics.median(a) / statistics.median(b)
         words = f"{1 / quotient if time else quotient:.3g} times as fast"
@@ -388,10 +370,8 @@ def measure_trainer(repeats: int) -> Iterator[Row | str]:
             contextlib.redirect_stderr(nowhere),
         ):
             timing, save = train(name, folder, repeats)
-        ratio = statistics.median(timing.ours) / statistics.median(timing.reference)
         output = "terminal" if terminal else "file"
-        words = f"{ratio:.3f} of the time"
-        yield Row(f"trainer: {name}, output to a {output}", "ms per step", timing.ours, timing.reference, words)
+        yield Row(f"trainer: {name}, output to a {output}", "ms per step", timing.ours, timing.reference)
         yield f"trainer: {name}: one last.ckpt takes {save:.1f} ms (after each epoch and 500 steps), not included.\n"
 
 
@@ -427,13 +407,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     parser.add_argument("--only", choices=sorted(MEASUREMENTS), help="one measurement instead of all")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    warnings.simplefilter("ignore")
-    for library in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(library).setLevel(logging.ERROR)
-    print(f"`python benchmarks/few_shot.py {' '.join(sys.argv[1:])}`: {os.cpu_count()} CPUs ({platform.machine()}),")
-    print(f"{args.threads} thread(s), torch {torch.__version__}; medians (min-max), no worker processes.\n")
-    print("| what | unit | ours | reference | ours is |\n| --- | --- | --- | --- | --- |")
+    begin(args.threads)
+    head(args.threads, "| what | unit | ours | reference | ours is |")
     notes = []
     for name in [args.only] if args.only else MEASUREMENTS:
         for result in MEASUREMENTS[name](args.repeats):

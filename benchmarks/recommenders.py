@@ -11,26 +11,23 @@ import argparse
 import contextlib
 import copy
 import json
-import logging
 import os
-import platform
 import resource
 import statistics
 import subprocess
 import sys
 import tempfile
-import warnings
 from collections.abc import Callable, Iterable, Iterator
-from importlib.util import find_spec
 from itertools import cycle, islice
 from time import process_time
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 from unittest import mock
 
 import numpy as np
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
+from timing import Row, begin, in_turn, report, seconds
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -49,33 +46,6 @@ with light_imports():
 
 BATCH, LENGTH, K, TEXT = 256, 20, 10, 384
 METRICS = ("hr@10", "hr@20", "ndcg@10", "ndcg@20", "mrr@10", "mrr@20")
-
-
-class Row(NamedTuple):
-    """One line of the table; ``words`` says what the quotient of the medians, ours to the reference's, is."""
-
-    what: str
-    unit: str
-    ours: list[float]
-    reference: list[float]
-    words: str = "{:.3f} of the time"
-
-    def markdown(self) -> str:
-        sides = [f"{statistics.median(x):.4g} ({min(x):.4g}-{max(x):.4g})" for x in (self.ours, self.reference)]
-        ratio = statistics.median(self.ours) / statistics.median(self.reference)
-        return f"| {self.what} | {self.unit} | {sides[0]} | {sides[1]} | {self.words.format(ratio)} |"
-
-
-def in_turn(repeats: int, *sides: Callable[[], Any]) -> list[list[Any]]:
-    """All sides once to warm up, then ``repeats`` times in turn; the figures of each."""
-    figures = [[side() for side in sides] for _ in range(repeats + 1)][1:]
-    return [list(column) for column in zip(*figures, strict=True)]
-
-
-def seconds(work: Callable[[], object]) -> float:
-    start = process_time()
-    work()
-    return process_time() - start
 
 
 def forever(loader: Iterable[Any]) -> Iterator[Any]:
@@ -380,26 +350,11 @@ def main() -> None:
     parser.add_argument("--only", choices=sorted(MEASUREMENTS), help="one measurement instead of all")
     parser.add_argument("--neighbours-of", choices=("ours", "faiss"), help=argparse.SUPPRESS)
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    begin(args.threads)
     if args.neighbours_of:
         print_neighbours(args)
-        return
-    warnings.simplefilter("ignore")
-    for library in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(library).setLevel(logging.ERROR)
-    print(f"`python benchmarks/recommenders.py {' '.join(sys.argv[1:])}`: {os.cpu_count()} CPUs, {platform.machine()},")
-    print(f"{args.threads} thread(s), torch {torch.__version__}, numpy {np.__version__}; processor time, medians")
-    print("(min-max); after the semicolon stands the reference.\n")
-    print("| what; reference | unit | ours | reference | ours takes or is |\n| --- | --- | --- | --- | --- |")
-    left_out = []
-    for name in [args.only] if args.only else MEASUREMENTS:
-        if name in NEED_RECBOLE and find_spec("recbole") is None:
-            left_out.append(name)
-            continue
-        for row in MEASUREMENTS[name](args):
-            print(row.markdown(), flush=True)
-    if left_out:
-        print(f"\nLeft out, as recbole is not installed: {', '.join(left_out)}.")
+    else:
+        report(args, MEASUREMENTS, "recbole", NEED_RECBOLE)
 
 
 if __name__ == "__main__":

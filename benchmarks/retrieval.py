@@ -8,17 +8,13 @@ process each.
 """
 
 import argparse
-import os
-import platform
 import resource
-import statistics
 import subprocess
 import sys
 from collections.abc import Callable
-from time import process_time
-from typing import NamedTuple
 
 import torch
+from timing import Row, begin, head, in_turn, seconds
 from torch import Tensor
 
 from zoo.startup import light_imports
@@ -30,34 +26,6 @@ with light_imports():
     from zoo.retrieval import EmbeddingTable, RetrievalEvaluator, Search, class_templates, embedding_table
 
 WIDTH, K = 128, 10
-
-
-class Row(NamedTuple):
-    """One line of the table: processor seconds of each repeat and MiB of each side."""
-
-    what: str
-    ours: list[float]
-    reference: list[float]
-    memory: tuple[float, float] | None = None
-
-    def markdown(self) -> str:
-        sides = [f"{statistics.median(x):.4g} ({min(x):.4g}-{max(x):.4g})" for x in (self.ours, self.reference)]
-        ratio = statistics.median(self.ours) / statistics.median(self.reference)
-        memory = " | ".join(f"{mib:.0f}" for mib in self.memory) if self.memory else "- | -"
-        return f"| {self.what} | {sides[0]} | {sides[1]} | {ratio:.3g} of the time | {memory} |"
-
-
-def compare(ours: Callable[[], object], reference: Callable[[], object], repeats: int) -> tuple[list[float], ...]:
-    """Processor seconds of both sides, ``repeats`` times in turn."""
-    figures = [(seconds(ours), seconds(reference)) for _ in range(repeats)]
-    return tuple([pair[side] for pair in figures] for side in (0, 1))
-
-
-def seconds(run: Callable[[], object]) -> float:
-    """Processor seconds of all threads: on a busy machine the time on the clock tells of other work."""
-    start = process_time()
-    run()
-    return process_time() - start
 
 
 # --- search -----------------------------------------------------------------------------------------------------
@@ -100,8 +68,10 @@ def measure_search(size: int, matrix_size: int, repeats: int, threads: int) -> l
     for (way, n, name), mib in zip(pairs, memory, strict=True):
         x, reference = features(n), WAYS[way]
         check_same(x[:2000], reference)
-        times = compare(lambda x=x: ours(x), lambda x=x, run=reference: run(x), repeats)  # type: ignore[misc]
-        rows.append(Row(f"search: {n} x {n}, d={WIDTH}, k={K}; against {name}", *times, mib))
+        sides = [lambda x=x: seconds(lambda: ours(x)), lambda x=x, run=reference: seconds(lambda: run(x))]  # type: ignore[misc]
+        what = f"search: {n} x {n}, d={WIDTH}, k={K}; {name}"
+        rows.append(Row(what, "s", *in_turn(repeats, *sides, warm_up=False)))
+        rows.append(Row(f"{what}, memory beyond the features", "MiB", *([each] for each in mib)))
     return rows
 
 
@@ -158,9 +128,8 @@ def measure_matrix(models: int, repeats: int) -> Row:
 
     if once_a_model() != every_cell():
         raise RuntimeError("both sides must give the same matrix")
-    return Row(
-        f"matrix of {models} models; against features anew for each cell", *compare(once_a_model, every_cell, repeats)
-    )
+    times = in_turn(repeats, lambda: seconds(once_a_model), lambda: seconds(every_cell), warm_up=False)
+    return Row(f"matrix of {models} models; features anew for each cell", "s", *times)
 
 
 def main() -> None:
@@ -172,14 +141,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="threads of torch and faiss")
     parser.add_argument("--peak-of", choices=sorted(WAYS), help=argparse.SUPPRESS)
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    begin(args.threads)
     if args.peak_of:
         print_peak(args.peak_of, args.size)
         return
-    print(f"`python benchmarks/retrieval.py {' '.join(sys.argv[1:])}`: {os.cpu_count()} CPUs ({platform.machine()}),")
-    print(f"{args.threads} thread(s), torch {torch.__version__}; processor seconds, medians (min-max);")
-    print("MiB beyond the features.\n")
-    print("| what | ours | reference | ours takes | MiB ours | MiB reference |\n| --- | --- | --- | --- | --- | --- |")
+    head(args.threads, "| what; reference | unit | ours | reference | ours takes |")
     for row in measure_search(args.size, args.matrix_size, args.repeats, args.threads):
         print(row.markdown(), flush=True)
     print(measure_matrix(args.models, args.repeats).markdown(), flush=True)

@@ -10,16 +10,15 @@ are not run again, so an interrupted study goes on; one with other words needs a
 
 import argparse
 import csv
-import math
-import statistics
 from pathlib import Path
 from typing import Any
+
+from studies import with_interval
 
 from zoo.cli import run
 
 METHODS = ("er", "dsimplex", "hoc")
 SERVERS = {"gaussian": [15, 40], "omniglot": []}
-T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # quantile of Student's t for that many values
 
 
 def fit(name: str, config: str, args: argparse.Namespace, seed: int, *more: str) -> Path:
@@ -86,8 +85,7 @@ def summary(rows: list[dict[str, Any]]) -> str:
         cells = []
         for name in columns:
             values = [row[name] for row in rows if row["method"] == method]
-            half = T_95.get(len(values), math.nan) * statistics.stdev(values) / len(values) ** 0.5 if values[1:] else 0
-            cells.append(f"{statistics.mean(values):.2f} ± {half:.2f}" if values[1:] else f"{values[0]:.2f}")
+            cells.append(with_interval(values))
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -37,11 +37,15 @@ def mean(values: Sequence[float]) -> str:
     return f"{statistics.mean(values):.2f}{spread}"
 
 
+def with_interval(values: Sequence[float], sign: str = "") -> str:
+    """The mean with the half-width of its 95% t-interval, if there are 2 to 20 values; ``sign`` "+" shows it always."""
+    middle = f"{statistics.mean(values):{sign}.2f}"
+    if not 2 <= len(values) <= len(T_QUANTILE) + 1:
+        return middle
+    half = T_QUANTILE[len(values) - 2] * statistics.stdev(values) / len(values) ** 0.5
+    return f"{middle} ± {half:.2f}"
+
+
 def paired(values: Sequence[float], reference: Sequence[float]) -> str:
-    """The mean difference with the half-width of its 95% t-interval over the seeds."""
-    differences = [a - b for a, b in zip(values, reference, strict=True)]
-    middle = statistics.mean(differences)
-    if not 2 <= len(differences) <= len(T_QUANTILE) + 1:
-        return f"{middle:+.2f}"
-    half = T_QUANTILE[len(differences) - 2] * statistics.stdev(differences) / len(differences) ** 0.5
-    return f"{middle:+.2f} ± {half:.2f}"
+    """The mean difference with its interval over the seeds."""
+    return with_interval([a - b for a, b in zip(values, reference, strict=True)], "+")
