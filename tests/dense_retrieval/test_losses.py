@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from zoo.dense_retrieval import LinearWarmup, contrastive_loss
+from zoo.dense_retrieval import contrastive_loss
+from zoo.optimization import LinearWarmup
 
 QUERY = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
 PASSAGE = torch.tensor([[0.8, 0.6], [0.0, 1.0], [0.6, 0.8], [1.0, 0.0]])

@@ -139,7 +139,7 @@ def write_config(folder: Path) -> Path:
         "embedder": embedder,
         "temperature": 0.05,
         "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.01}},
-        "scheduler": {"class_path": "zoo.dense_retrieval.LinearWarmup", "init_args": {"warmup": 4, "total": 40}},
+        "scheduler": {"class_path": "zoo.optimization.LinearWarmup", "init_args": {"warmup": 4, "total": 40}},
         "depth": 20,
         "metrics": ["ndcg@10", "mrr@10", "recall@5"],
         "top_k": 3,

@@ -9,7 +9,6 @@ from zoo.dense_retrieval.lexical import BM25
 from zoo.dense_retrieval.losses import contrastive_loss
 from zoo.dense_retrieval.query_likelihood import QueryLikelihood
 from zoo.dense_retrieval.retriever import DenseRetriever
-from zoo.dense_retrieval.schedules import LinearWarmup
 from zoo.dense_retrieval.scoring import Reranker, dirichlet_score
 from zoo.dense_retrieval.searching import Hit, Searcher, load_retriever
 
@@ -19,7 +18,6 @@ __all__ = [
     "DenseRetriever",
     "Embedder",
     "Hit",
-    "LinearWarmup",
     "PassageRetriever",
     "QueryLikelihood",
     "Ranker",

@@ -214,26 +214,21 @@ class PassageRetriever(Ranker):
     """Ranks passages by the inner products of unit vectors.
 
     Args:
-        metrics, relevant_from, depth, top_k, drop_self, run_file: see :class:`Ranker`.
         encode_batch_size: passages a forward when the corpus is encoded.
         search: how vectors are searched; default: exactly, by faiss.
         index_dir: folder of the corpus's vectors for test and predict, which are kept there and used again; null for
             ``index`` in the run folder. Validation keeps them in memory.
+        ranking: see :class:`Ranker`.
     """
 
     def __init__(
         self,
-        metrics: Sequence[str] = METRICS,
-        relevant_from: int = 1,
-        depth: int = 1000,
-        top_k: int = 10,
-        drop_self: bool = False,
-        run_file: bool = True,
         encode_batch_size: int = 64,
         search: Search | None = None,
         index_dir: str | None = None,
+        **ranking: Any,
     ) -> None:
-        super().__init__(metrics, relevant_from, depth, top_k, drop_self, run_file)
+        super().__init__(**ranking)
         if encode_batch_size < 1:
             raise ValueError(f"encode_batch_size={encode_batch_size}: must be at least 1")
         self.encode_batch_size, self.index_dir = encode_batch_size, index_dir

@@ -11,7 +11,7 @@ from torch import Tensor
 from datamodules.batches import Document
 from datamodules.search import Hits
 from zoo.catalogue import register
-from zoo.dense_retrieval.evaluation import METRICS, Ranker, Stage
+from zoo.dense_retrieval.evaluation import Ranker, Stage
 from zoo.dense_retrieval.prompts import fill
 
 TEMPLATE = "{title} {text}"
@@ -81,7 +81,7 @@ class BM25(Ranker):
         k1, b: weights of frequency and length.
         stop_words: leave out English stop words.
         template: what of a document is counted.
-        metrics, relevant_from, depth, top_k, drop_self, run_file: see :class:`~zoo.dense_retrieval.evaluation.Ranker`.
+        ranking: see :class:`~zoo.dense_retrieval.evaluation.Ranker`.
     """
 
     def __init__(
@@ -90,14 +90,9 @@ class BM25(Ranker):
         b: float = 0.4,
         stop_words: bool = True,
         template: str = TEMPLATE,
-        metrics: Sequence[str] = METRICS,
-        relevant_from: int = 1,
-        depth: int = 1000,
-        top_k: int = 10,
-        drop_self: bool = False,
-        run_file: bool = True,
+        **ranking: Any,
     ) -> None:
-        super().__init__(metrics, relevant_from, depth, top_k, drop_self, run_file)
+        super().__init__(**ranking)
         self.k1, self.b, self.stop_words, self.template = k1, b, stop_words, template
         self._rows = torch.empty(0, dtype=torch.int64)
         self._index: LexicalIndex | None = None

@@ -21,6 +21,7 @@ from zoo.language.configs import position_limit
 from zoo.language.models import LanguageModel
 from zoo.language.tokenizers import require_eos
 from zoo.metrics.trec import deepest
+from zoo.optimization import optimization
 
 Direction = Literal["d2q", "both"]
 MaskUnit = Literal["word", "token"]
@@ -157,10 +158,7 @@ class QueryLikelihood(PassageRetriever):
             self.language_model.shard(self.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
-        if self.scheduler is None:
-            return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.scheduler(optimizer), "interval": "step"}}
+        return optimization(self, self.optimizer, self.scheduler)
 
     # --- texts to tokens -------------------------------------------------------------------------------------------
 

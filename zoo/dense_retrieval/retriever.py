@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from datamodules.batches import Document, RetrievalBatch
-from datamodules.search import Search
 from zoo.catalogue import register
 from zoo.dense_retrieval.embedder import Embedder
-from zoo.dense_retrieval.evaluation import METRICS, Kind, PassageRetriever
+from zoo.dense_retrieval.evaluation import Kind, PassageRetriever
 from zoo.dense_retrieval.losses import contrastive_loss
+from zoo.optimization import optimization
 
 
 def adamw(parameters: Any) -> torch.optim.Optimizer:
@@ -41,8 +41,7 @@ class DenseRetriever(PassageRetriever):
         tokenizer_texts: texts of the data to train the tokenizer on, where it is made and not loaded.
         optimizer: made from the parameters that need a gradient.
         scheduler: made from the optimiser; stepped once a step.
-        metrics, relevant_from, depth, top_k, drop_self, run_file, encode_batch_size, search, index_dir: see
-            :class:`~zoo.dense_retrieval.evaluation.PassageRetriever`.
+        ranking: see :class:`~zoo.dense_retrieval.evaluation.PassageRetriever`.
     """
 
     def __init__(
@@ -55,19 +54,9 @@ class DenseRetriever(PassageRetriever):
         tokenizer_texts: int = 100_000,
         optimizer: OptimizerCallable = adamw,
         scheduler: LRSchedulerCallable | None = None,
-        metrics: Sequence[str] = METRICS,
-        relevant_from: int = 1,
-        depth: int = 1000,
-        top_k: int = 10,
-        drop_self: bool = False,
-        run_file: bool = True,
-        encode_batch_size: int = 64,
-        search: Search | None = None,
-        index_dir: str | None = None,
+        **ranking: Any,
     ) -> None:
-        super().__init__(
-            metrics, relevant_from, depth, top_k, drop_self, run_file, encode_batch_size, search, index_dir
-        )
+        super().__init__(**ranking)
         if temperature <= 0:
             raise ValueError(f"temperature={temperature}: must be above 0")
         if encode_at_once is not None and encode_at_once < 1:
@@ -88,10 +77,7 @@ class DenseRetriever(PassageRetriever):
             model.shard(self.device_mesh["data_parallel"])
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
-        if self.scheduler is None:
-            return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.scheduler(optimizer), "interval": "step"}}
+        return optimization(self, self.optimizer, self.scheduler)
 
     def embed(self, documents: Sequence[Document], kind: Kind) -> Tensor:
         vectors: Tensor = self.embedder(documents, kind)

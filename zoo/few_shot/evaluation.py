@@ -15,6 +15,7 @@ from zoo.few_shot import figures
 from zoo.few_shot.heads import Episode, Head
 from zoo.metrics import IndexedMean, confidence_interval
 from zoo.nn import Backbone
+from zoo.optimization import optimization
 from zoo.pretrained import init_from as load_weights
 
 if TYPE_CHECKING:
@@ -90,11 +91,7 @@ class FewShotModule(LightningModule):
     """Names of heads that a subclass scores itself, beside ``heads``."""
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer([p for p in self.parameters() if p.requires_grad])
-        if self.scheduler is None:
-            return optimizer
-        schedule = {"scheduler": self.scheduler(optimizer), "interval": self.scheduler_interval}
-        return {"optimizer": optimizer, "lr_scheduler": schedule}
+        return optimization(self, self.optimizer, self.scheduler, self.scheduler_interval)
 
     def forward(self, image: Tensor) -> Tensor:
         """Images [B, C, H, W] to vectors [B, D], or [B, D*h*w] with ``flatten``."""

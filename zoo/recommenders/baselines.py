@@ -1,6 +1,5 @@
 """Baselines without training: the most popular items, and first-order Markov transitions."""
 
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -9,8 +8,7 @@ from torch import Tensor
 
 from datamodules.batches import SequenceBatch
 from zoo.catalogue import register
-from zoo.metrics.ranking import Ties
-from zoo.recommenders.evaluation import METRICS, NextItem
+from zoo.recommenders.evaluation import NextItem
 
 
 def training_items(item: np.ndarray, offset: np.ndarray, train: np.ndarray) -> np.ndarray:
@@ -42,15 +40,8 @@ class _Counting(NextItem):
     counted: ClassVar[dict[str, torch.dtype]] = {"count": torch.float64}
     """The buffers that counting fills."""
 
-    def __init__(
-        self,
-        metrics: Sequence[str] = METRICS,
-        ties: Ties = "average",
-        mask_history: bool = False,
-        top_k: int = 10,
-        write_users: bool = False,
-    ) -> None:
-        super().__init__(metrics, ties, mask_history, top_k, write_users)
+    def __init__(self, **ranking: Any) -> None:
+        super().__init__(**ranking)
         for name, dtype in self.counted.items():
             self.register_buffer(name, torch.zeros(0, dtype=dtype))
 

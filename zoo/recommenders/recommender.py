@@ -9,10 +9,9 @@ from torch import Tensor, nn
 
 from datamodules.batches import SequenceBatch
 from zoo.catalogue import register
-from zoo.metrics.ranking import Ties
 from zoo.recommenders.contrastive import Contrastive
 from zoo.recommenders.encoders import SequenceEncoder, check_sequences
-from zoo.recommenders.evaluation import METRICS, NextItem
+from zoo.recommenders.evaluation import NextItem
 from zoo.recommenders.objectives import FullSoftmax, Objective
 
 TASK = "sequential recommendation"
@@ -43,7 +42,7 @@ class Recommender(NextItem):
         num_items: V, to build the encoder at once, without data.
         encode_at_once: sequences a pass of the encoder; null for all, on a CPU 512, whose results its caches hold.
         optimizer: made from all parameters.
-        metrics, ties, mask_history, top_k, write_users: see :class:`~zoo.recommenders.evaluation.NextItem`.
+        ranking: see :class:`~zoo.recommenders.evaluation.NextItem`.
     """
 
     def __init__(
@@ -54,13 +53,9 @@ class Recommender(NextItem):
         num_items: int | None = None,
         encode_at_once: int | None = None,
         optimizer: OptimizerCallable = adam,
-        metrics: Sequence[str] = METRICS,
-        ties: Ties = "average",
-        mask_history: bool = False,
-        top_k: int = 10,
-        write_users: bool = False,
+        **ranking: Any,
     ) -> None:
-        super().__init__(metrics, ties, mask_history, top_k, write_users)
+        super().__init__(**ranking)
         if "next_item" in (contrastive or {}):
             raise ValueError("contrastive: next_item is the name of the main loss; give the part another")
         if encode_at_once is not None and encode_at_once < 1:

@@ -1,9 +1,25 @@
-"""The learning rate of both stages of LLM-QL (arXiv 2504.05216)."""
+"""Optimisers and schedules, made from what a config gives."""
 
 from functools import partial
+from typing import Any, Literal
 
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
+
+
+def optimization(
+    module: LightningModule,
+    optimizer: OptimizerCallable,
+    scheduler: LRSchedulerCallable | None,
+    interval: Literal["step", "epoch"] = "step",
+) -> Any:
+    """What ``configure_optimizers`` returns: one optimiser of the parameters that need a gradient, and its schedule."""
+    made = optimizer([parameter for parameter in module.parameters() if parameter.requires_grad])
+    if scheduler is None:
+        return made
+    return {"optimizer": made, "lr_scheduler": {"scheduler": scheduler(made), "interval": interval}}
 
 
 def linear_warmup(step: int, warmup: int, total: int) -> float:
