@@ -6,7 +6,7 @@ N classes ("way"), S supports and U queries of an episode.
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -144,3 +144,28 @@ class QueryBatch(NamedTuple):
 
     query: list[Document]
     row: Tensor
+
+
+class Prompt(NamedTuple):
+    """A task for a language model.
+
+    ``id`` is unique in its set and ``text`` is what the model is given; ``answer`` is the reference that rewards
+    compare with, ``completion`` a worked solution to imitate. ``info`` is what else rewards and tables want, as JSON.
+    """
+
+    id: str
+    text: str
+    answer: str | None = None
+    completion: str | None = None
+    info: Mapping[str, Any] = {}
+
+
+class PromptBatch(NamedTuple):
+    """Tasks to try: P prompts, ``row`` [P] int64 (place in its set; twice counts once), ``key`` [P] int64.
+
+    A ``key`` starts all random streams of its prompt: a function of seed, epoch and place.
+    """
+
+    prompt: list[Prompt]
+    row: Tensor
+    key: Tensor

@@ -17,7 +17,7 @@ def _word(value: int | np.ndarray) -> np.ndarray:
     return np.asarray(value & 0xFFFFFFFFFFFFFFFF if isinstance(value, int) else value).astype(np.uint64)
 
 
-def key(seed: int, *parts: int | np.ndarray) -> np.ndarray:
+def key(seed: int | np.ndarray, *parts: int | np.ndarray) -> np.ndarray:
     """The 64-bit key of (seed, parts...), uint64 of the parts' broadcast shape.
 
     The order of the parts matters: each is mixed into the key of those before it.

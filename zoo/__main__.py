@@ -35,6 +35,16 @@ def main(args: Sequence[str] | None = None) -> None:
 
         cli.quiet_known_warnings()
         mining_command.run(arguments[1:])
+    elif arguments[:1] == ["probe"]:
+        from zoo.llm_rl import probe_command
+
+        cli.quiet_known_warnings()
+        probe_command.run(arguments[1:])
+    elif arguments[:1] == ["votes"]:
+        from zoo.llm_rl.rewards import votes
+
+        cli.quiet_known_warnings()
+        votes.run(arguments[1:])
     else:
         cli.run(arguments)
 

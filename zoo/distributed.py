@@ -51,3 +51,8 @@ def gather_objects(mine: Any) -> list[Any]:
     parts: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(parts, mine)
     return parts
+
+
+def any_rank(mine: bool) -> bool:
+    """Whether it is true on any rank."""
+    return any(gather_objects(mine))

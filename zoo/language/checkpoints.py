@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch.nn import Linear
 
 from zoo.pretrained import load
 
-MARK = "language_model.network."
+_NETWORK = re.compile(r"(?:^|.*\.)(?:language_model|policy)\.network\.")  # under the names that methods have for it
 
 
 def encode(about: dict[str, Any]) -> Tensor:
@@ -31,7 +32,7 @@ def describe(state: dict[str, Tensor]) -> dict[str, Any]:
 
 
 def _prefix(state: dict[str, Tensor]) -> str:
-    found = sorted({key[: key.rindex(MARK) + len(MARK)] for key in state if MARK in key})
+    found = sorted({match.group() for key in state if (match := _NETWORK.match(key))})
     if len(found) > 1:
         raise ValueError(f"the checkpoint holds several networks: {', '.join(found)}; export the one that you mean")
     return found[0] if found else ""

@@ -1,6 +1,7 @@
 """Language models of transformers as a part of a method: built late, adapted by LoRA, saved without frozen weights."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -11,7 +12,7 @@ from zoo.language import checkpoints, log_probs, networks
 from zoo.language.configs import position_limit
 from zoo.language.loading import load
 from zoo.language.masks import mask_for
-from zoo.language.tokenizers import TokenizerMaker, from_json, to_json
+from zoo.language.tokenizers import TokenizerMaker, from_json, require_eos, to_json
 from zoo.pretrained import load as load_state
 
 if TYPE_CHECKING:
@@ -192,7 +193,7 @@ class LanguageModel(nn.Module):
                 fully_shard(module, mesh=mesh)
         fully_shard(self, mesh=mesh)
         self._frozen = frozenset()  # Lightning loads shards by name, without the hook that fills frozen weights in
-        for method in ("hidden", "token_log_probs", "entropy"):
+        for method in ("hidden", "logits", "token_log_probs", "entropy"):
             register_fsdp_forward_method(self, method)
         return self
 
@@ -236,6 +237,32 @@ class LanguageModel(nn.Module):
         )
         states: Tensor = output.last_hidden_state
         return states
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits [..., V] of the next token after hidden states [..., H]."""
+        logits: Tensor = self._built().get_output_embeddings()(hidden)
+        return logits
+
+    @contextmanager
+    def without_adapters(self) -> Iterator[None]:
+        """The network as it was before LoRA, for as long as the context lasts."""
+        from peft.tuners.lora import LoraLayer
+
+        layers = [module for module in self._built().modules() if isinstance(module, LoraLayer)]
+        for layer in layers:
+            layer.enable_adapters(False)
+        try:
+            yield
+        finally:
+            for layer in layers:
+                layer.enable_adapters(True)
+
+    @property
+    def end_tokens(self) -> list[int]:
+        """The tokens that end a completion: EOS, and what the model's own generation settings name beside it."""
+        named = getattr(getattr(self._built(), "generation_config", None), "eos_token_id", None)
+        more = named if isinstance(named, list) else [] if named is None else [named]
+        return sorted({require_eos(self.tokenizer), *more})
 
     def token_log_probs(self, hidden: Tensor, target: Tensor, temperature: float = 1.0) -> Tensor:
         """log P of targets [...] from the hidden states [..., H] before them: [...] float32, in chunks."""

@@ -1,0 +1,481 @@
+"""Experience as a data loader: prompts become completions, scores, advantages and then minibatches to learn from."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from datamodules.batches import PromptBatch
+from datamodules.loaders import ResumableLoader
+from datamodules.streams import key, uniform
+from zoo.distributed import gather, gather_objects
+from zoo.llm_rl.advantages import TokenAdvantage
+from zoo.llm_rl.aggregation import coefficients
+from zoo.llm_rl.batches import Minibatch, Rollout, Sample, Scores, Tokens, group_index
+from zoo.llm_rl.kl import sequence_kl, token_rewards
+from zoo.llm_rl.rollouts import join
+
+if TYPE_CHECKING:
+    from zoo.llm_rl.fine_tuner import PolicyFineTuner
+
+
+class Slot(NamedTuple):
+    """One minibatch to come: ``rows`` of the rollout, [b] int64, and what a :class:`Minibatch` has of them alone.
+
+    ``idle``: there is nothing to learn from in its whole optimiser step.
+    """
+
+    rows: Tensor
+    coefficient: Tensor
+    value_coefficient: Tensor | None
+    row_coefficient: Tensor | None
+    idle: bool
+
+
+class Collected(NamedTuple):
+    """One rollout, ready to learn from: what its rows share, and the slots in order."""
+
+    rollout: Rollout
+    advantage: Tensor
+    tokens: Tokens
+    returns: Tensor | None
+    extra: dict[str, Tensor] | None
+    slots: list[Slot]
+
+
+class Experience:
+    """Iterates over the minibatches of an epoch; a rollout is made when the one before is used up.
+
+    Each batch of prompts is a rollout, which is learned from in ``num_iterations`` passes of ``minibatches`` optimiser
+    steps, each of Lightning's ``accumulate_grad_batches`` forward passes; the coefficients of a step's tokens are
+    normalised over all of them and over all ranks. Passes after the first take the rows in another order.
+
+    It keeps its place: the prompts' by ``state_dict``, what is left of the rollout under way by ``buffer``.
+
+    Args:
+        prompts: gives ``PromptBatch``; used epoch after epoch.
+        learner: the module that learns; its parts are called here.
+    """
+
+    batch_sampler = None  # Lightning asks whatever may have a sampler for this
+
+    def __init__(self, prompts: ResumableLoader, learner: "PolicyFineTuner") -> None:
+        self.prompts, self.learner = prompts, learner
+        self.metrics: dict[str, float] = {}
+        self._generated = 0
+        self.table: list[dict[str, Any]] = []
+        self._stream = self._endless()
+        self._collected: Collected | None = None
+        self._next = 0  # slot of the rollout under way
+        self._place = 0  # minibatches handed out in this epoch
+        self._resumed = False
+        self._seconds: defaultdict[str, float] = defaultdict(float)
+        self._since = perf_counter()
+
+    @property
+    def pieces(self) -> int:
+        """Forward passes of an optimiser step."""
+        return int(self.learner.trainer.accumulate_grad_batches)
+
+    def __len__(self) -> int:
+        learner = self.learner
+        return len(self.prompts) * learner.num_iterations * learner.minibatches * self.pieces
+
+    def _endless(self) -> Iterator[PromptBatch]:
+        while True:
+            yield from self.prompts
+            self.prompts.sampler.set_epoch(self.prompts.sampler.epoch + 1)
+
+    def __iter__(self) -> Iterator[Minibatch]:
+        # a generator, so that nothing is decided before the first minibatch is asked for
+        if not self._resumed:
+            self._place = 0
+        self._resumed = False
+        while self._place < len(self):
+            if self._collected is None or self._next == len(self._collected.slots):
+                self._collected, self._next = None, 0
+                self._collected = self._collect()
+            slot = self._collected.slots[self._next]
+            self._next += 1
+            self._place += 1
+            yield self._minibatch(self._collected, slot)
+
+    def _minibatch(self, collected: Collected, slot: Slot) -> Minibatch:
+        rollout = collected.rollout.take(slot.rows)
+        width = rollout.mask.shape[1]
+
+        def cut(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x[slot.rows, :width]
+
+        tokens, extra = collected.tokens, collected.extra
+        return Minibatch(
+            rollout,
+            collected.advantage[slot.rows, :width],
+            slot.coefficient[:, :width],
+            cut(tokens.old),
+            cut(tokens.reference),
+            cut(tokens.value),
+            cut(collected.returns),
+            None if slot.value_coefficient is None else slot.value_coefficient[:, :width],
+            slot.row_coefficient,
+            None if extra is None else {name: values[slot.rows] for name, values in extra.items()},
+        )
+
+    @property
+    def ends_step(self) -> bool:
+        """Whether the minibatch handed out last is the last of its optimiser step."""
+        return self._next % self.pieces == 0
+
+    @property
+    def idle(self) -> bool:
+        """Whether the optimiser step of the minibatch handed out last has nothing to learn, on any rank."""
+        assert self._collected is not None
+        return self._collected.slots[self._next - 1].idle
+
+    # --- one rollout -------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _collect(self) -> Collected:
+        learner = self.learner
+        self._seconds["update"] += perf_counter() - self._since
+        was_training = learner.training
+        learner.eval()
+        with learner.trainer.precision_plugin.forward_context():
+            samples, rollout, reward, parts = self._rounds()
+            collected = self._prepare(samples, rollout, reward, parts)
+        learner.train(was_training)
+        self._since = perf_counter()
+        return collected
+
+    def _rounds(self) -> tuple[list[Sample], Rollout, Tensor, Tensor]:
+        """Completions of one batch of prompts, or of as many as dynamic sampling takes to fill it."""
+        learner, dynamic = self.learner, self.learner.dynamic_sampling
+        kept: list[tuple[list[Sample], Rollout, Tensor, Tensor]] = []
+        wanted = tried = 0
+        while True:
+            batch = next(self._stream)
+            wanted = wanted or len(batch.prompt) * learner.rollout.group_size
+            with self._timed("generation"):
+                encoded = learner.encode(batch.prompt)
+                steps = learner.num_iterations * learner.minibatches
+                learner.rollout.number = learner.trainer.global_step // steps
+                rollout = learner.rollout(learner.policy, encoded, batch.key, learner.together)
+            with self._timed("rewards"):
+                prompts = [prompt for prompt in batch.prompt for _ in range(learner.rollout.group_size)]
+                samples = learner.read(prompts, rollout.response_ids, rollout.mask, rollout.truncated, rollout.key)
+                reward, parts = (value.to(rollout.mask.device) for value in learner.score(samples))
+            self._generated += int(rollout.mask.sum())
+            tried += 1
+            if dynamic is None:
+                return samples, rollout, reward, parts
+            rows = dynamic.rows(self._scores(rollout, reward, parts, everywhere=False)).nonzero()[:, 0]
+            if len(rows):
+                kept.append(([samples[row] for row in rows.tolist()], rollout.take(rows), reward[rows], parts[rows]))
+            found = sum(len(part[0]) for part in kept)
+            if min(gather_objects(found)) >= wanted:
+                break
+            if 0 < dynamic.max_batches <= tried:
+                groups = found // learner.rollout.group_size
+                raise RuntimeError(
+                    f"dynamic_sampling: after max_batches={tried} batches of prompts {groups} of "
+                    f"{wanted // learner.rollout.group_size} prompts have rewards that differ: raise max_batches, or "
+                    "take prompts that the model solves at times"
+                )
+        self.metrics["dynamic_sampling/batches"] = tried
+        everything = torch.arange(wanted, device=rollout.mask.device)
+        return (
+            [sample for part in kept for sample in part[0]][:wanted],
+            join([part[1] for part in kept]).take(everything),
+            torch.cat([part[2] for part in kept])[:wanted],
+            torch.cat([part[3] for part in kept])[:wanted],
+        )
+
+    def _scores(
+        self,
+        rollout: Rollout,
+        reward: Tensor,
+        parts: Tensor,
+        entropy: Tensor | None = None,
+        everywhere: bool = True,
+    ) -> Scores:
+        """What is known of the rows of all ranks, or of this one alone."""
+        trainer = self.learner.trainer
+        total = trainer.max_steps if trainer.max_steps > 0 else (trainer.max_epochs or -1) * len(self) // self.pieces
+        over = gather if everywhere else (lambda x: x)
+        return Scores(
+            reward=over(reward),
+            group=over(rollout.group),
+            length=over(rollout.mask.sum(1)),
+            truncated=over(rollout.truncated.to(torch.uint8)).bool(),
+            key=over(rollout.key),
+            parts=over(parts),
+            weights=torch.tensor(list(self.learner.weights.values()), device=reward.device),
+            entropy=None if entropy is None else over(entropy),
+            step=trainer.global_step,
+            progress=min(trainer.global_step / total, 1.0) if total > 0 else None,
+        )
+
+    def _prepare(self, samples: Sequence[Sample], rollout: Rollout, reward: Tensor, parts: Tensor) -> Collected:
+        learner, rank, rows, extra = self.learner, self.learner.global_rank, len(samples), None
+        if learner.auxiliary is not None:
+            reward, extra = learner.auxiliary.prepare(learner, samples, rollout, reward, parts)
+        mine = slice(rank * rows, (rank + 1) * rows)
+        advantage, kl = learner.advantage, learner.objective.kl
+        in_reward = kl is not None and kl.placement == "reward"
+        by_token = isinstance(advantage, TokenAdvantage)
+        before = by_token or in_reward or advantage.needs_entropy
+        tokens = self._evaluate(rollout) if before else Tokens(rollout.mask)
+        entropy = None
+        if tokens.entropy is not None:
+            entropy = (tokens.entropy * rollout.mask).sum(1) / rollout.mask.sum(1).clamp(min=1)
+        scores = every = self._scores(rollout, reward, parts, entropy)
+        for part in learner.selection:
+            scores = part.compared(scores)
+        returns, reference = None, tokens.reference
+        if in_reward and rollout.own is not None and reference is not None:
+            assert tokens.old is not None
+            reference = reference.where(rollout.own, tokens.old)  # tokens that another wrote cost the policy nothing
+        if isinstance(advantage, TokenAdvantage):
+            beta = kl.beta if kl is not None and in_reward else 0.0
+            given = token_rewards(scores.reward[mine], rollout.mask, tokens.old, reference, beta)
+            per_token, returns = advantage(given, tokens, scores)
+            everyone = gather((per_token * rollout.mask).sum(1) / rollout.mask.sum(1).clamp(min=1))
+        else:
+            if in_reward:
+                assert kl is not None
+                assert tokens.old is not None
+                assert reference is not None
+                penalty = sequence_kl(rollout.mask, tokens.old, reference)
+                scores = replace(scores, reward=scores.reward - kl.beta * gather(penalty))
+            everyone = advantage(scores)
+            per_token = everyone[mine, None] * rollout.mask
+        kept = torch.ones_like(everyone, dtype=torch.bool)
+        for part in learner.selection:
+            kept &= part.sequences(scores, everyone)
+        own = kept[mine].nonzero()[:, 0]
+        if not before:
+            tokens = self._evaluate(rollout, own)
+        collected = Collected(rollout, per_token, tokens, returns, extra, [])
+        weight = self._weights(collected, kept[mine], scores)
+        collected = collected._replace(slots=self._cut(collected, own, weight, ~scores.reward[mine].isnan()))
+        self._report(every, collected, weight, entropy)
+        self.table = self._table(samples, reward, parts, everyone[mine], weight)
+        return collected
+
+    def _evaluate(self, rollout: Rollout, rows: Tensor | None = None) -> Tokens:
+        """What the method asks to know of each token; of other rows than ``rows``, zeros."""
+        learner = self.learner
+        want = learner.wants()
+        if not want:
+            return Tokens(rollout.mask)
+        order = torch.arange(len(rollout.mask), device=rollout.mask.device) if rows is None else rows
+        # longest first, so that passes have little padding and the largest one is the first
+        order = order[(rollout.mask.sum(1) + rollout.prompt_mask.sum(1))[order].argsort(descending=True, stable=True)]
+        found = {name: torch.zeros(rollout.mask.shape, device=rollout.mask.device) for name in want}
+        passes = self._even(len(order), learner.rows_at_once)
+        with self._timed("forward"):
+            for some in order.tensor_split(passes) if passes else []:
+                part = rollout.take(some)
+                for name, values in learner.evaluate(part, want).items():
+                    found[name][some, : values.shape[1]] = values
+        return Tokens(rollout.mask, **found)
+
+    def _even(self, rows: int, at_once: int | None) -> int:
+        """Forward passes for this rank's rows: with sharded weights as many as any rank needs."""
+        passes = -(-rows // (at_once or max(rows, 1)))
+        return max(gather_objects(passes)) if self.learner.together else passes
+
+    def _weights(self, collected: Collected, kept: Tensor, scores: Scores) -> Tensor:
+        """What the selection leaves of each token, [b, T] float32."""
+        weight = collected.rollout.mask * kept[:, None].float()
+        if collected.rollout.own is not None:
+            weight = weight * collected.rollout.own
+        for part in self.learner.selection:
+            weight = part.tokens(collected.tokens, collected.advantage, collected.rollout.truncated, weight, scores)
+        return weight
+
+    def _cut(self, collected: Collected, rows: Tensor, weight: Tensor, scored: Tensor) -> list[Slot]:
+        """The minibatches of all passes over ``rows`` [kept], whose tokens have a ``weight`` [b, T].
+
+        A critic learns from rows that are ``scored`` [b] alone.
+        """
+        learner, rollout = self.learner, collected.rollout
+        mask, objective, slots = rollout.mask, learner.objective, []
+        length = mask.sum(1) + rollout.prompt_mask.sum(1)
+        valued = (mask if rollout.valued is None else rollout.valued & mask) * scored[:, None].float()
+        counted = length.float() if collected.extra is None else collected.extra["weight"]
+        learned = (weight * collected.advantage.abs()).sum(1)
+        sums = torch.ones_like(learned), weight.sum(1), valued.sum(1), learned, counted
+        columns = torch.cat([x.reshape(len(mask), -1) for x in sums], 1)
+        for iteration in range(learner.num_iterations):
+            order = rows
+            if learner.minibatches > 1 and len(rows):
+                chance = uniform(key(rollout.key[rows].cpu().numpy(), iteration), 1)[:, 0]
+                order = rows[torch.from_numpy(chance).argsort().to(rows.device)]
+            # the rows of each optimiser step, longest first, so that passes have little padding
+            steps = [
+                part[length[part].argsort(descending=True, stable=True)]
+                for part in order.tensor_split(learner.minibatches)
+            ]
+            sizes = torch.stack([columns[part].sum(0) for part in steps])
+            totals = gather(sizes[None]).sum(0).tolist()
+            for part, (sequences, tokens, values, strength, *counts) in zip(steps, totals, strict=True):
+                count = counted.new_tensor(counts).clamp(min=1e-8).reshape(counted.shape[1:])
+                if not learner.learns_without_advantage and objective.aggregation != "token_mean_local":
+                    part = part[learned[part] > 0]  # the others have no gradient
+                for some in part.tensor_split(self.pieces):
+                    # Lightning averages over accumulated passes, data parallelism over ranks
+                    scale = self.pieces * learner.trainer.world_size
+                    if not len(some):  # all ranks make the same number of passes
+                        some, scale = rows.new_zeros(1), 0
+
+                    def share(of: Tensor, total: float, some: Tensor = some, n: float = sequences) -> Tensor:
+                        size = max(n, 1.0), max(total, 1.0)
+                        return coefficients(objective.aggregation, mask[some], of[some], *size, objective.max_length)
+
+                    slots.append(
+                        Slot(
+                            some,
+                            share(weight, tokens) * scale,
+                            None if learner.critic is None else share(valued, values) * scale,
+                            None if collected.extra is None else counted[some] / count * scale,
+                            strength == 0 and not learner.learns_without_advantage,
+                        )
+                    )
+        return slots
+
+    # --- what is shown -----------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _timed(self, phase: str) -> Iterator[None]:
+        start = perf_counter()
+        yield
+        self._seconds[phase] += perf_counter() - start
+
+    def _report(self, scores: Scores, collected: Collected, weight: Tensor, entropy: Tensor | None) -> None:
+        learner = self.learner
+        scored = ~scores.reward.isnan()
+        index, count = group_index(scores.group[scored])
+        reward, length = scores.reward[scored], scores.length.float()
+        mean = torch.zeros(len(count), device=reward.device).index_add(0, index, reward) / count
+        spread = torch.zeros_like(mean).index_add(0, index, (reward - mean[index]) ** 2)
+        deviation = (spread / (count - 1).clamp(min=1)).sqrt()
+        ended = scores.length[~scores.truncated].float()
+        values = {
+            "reward": reward.mean(),
+            "reward_std": deviation.mean(),
+            "frac_reward_zero_std": (deviation == 0).float().mean(),
+            "completions/mean_length": length.mean(),
+            "completions/min_length": length.min(),
+            "completions/max_length": length.max(),
+            "completions/clipped_ratio": scores.truncated.float().mean(),
+            "completions/mean_terminated_length": ended.mean() if len(ended) else torch.zeros(()),
+            "tokens/generated": gather(length.new_full((1,), self._generated)).sum(),
+            "tokens/trained": gather((weight > 0).sum()[None].float()).sum(),
+        }
+        for number, name in enumerate(learner.rewards):
+            part = scores.parts[:, number]
+            part = part[~part.isnan()]
+            values |= {f"rewards/{name}/mean": part.mean(), f"rewards/{name}/std": part.std()}
+            right = scores.parts[:, number] >= 1
+            if number == 0 and right.any() and not right.all():
+                values |= {"length/right": length[right].mean(), "length/wrong": length[~right].mean()}
+        if scores.entropy is not None:
+            values["entropy"] = scores.entropy.mean()
+        old, sampled = collected.tokens.old, collected.rollout.sampled
+        if old is not None and sampled is not None:
+            gap = ((old - sampled).abs() * weight).sum() / weight.sum().clamp(min=1)
+            values["sampling/logp_difference"] = gather(gap[None]).mean()
+        self.metrics |= {name: float(value) for name, value in values.items()}
+        for shown in (learner.advantage, *learner.selection):
+            self.metrics |= shown.metrics()
+        self._generated = 0
+        seconds, self._seconds = dict(self._seconds), defaultdict(float)
+        self.metrics |= {f"time/{phase}": value for phase, value in seconds.items()}
+        if whole := sum(seconds.values()):
+            self.metrics["time/share_of_generation"] = seconds.get("generation", 0.0) / whole
+        if self.metrics["frac_reward_zero_std"] == 1:
+            rank_zero_warn("all completions of each prompt have the same reward: nothing to learn from in this rollout")
+
+    def _table(
+        self, samples: Sequence[Sample], reward: Tensor, parts: Tensor, advantage: Tensor, weight: Tensor
+    ) -> list[dict[str, Any]]:
+        """A row for each completion of this rank."""
+        rows = []
+        columns = (reward.tolist(), parts.tolist(), advantage.tolist(), (weight > 0).sum(1).tolist())
+        for sample, total, each, value, trained in zip(samples, *columns, strict=True):
+            known = {"id": sample.prompt.id, "prompt": sample.prompt.text, "completion": sample.text}
+            named = dict(zip(self.learner.rewards, each, strict=True))
+            rows.append(
+                {
+                    **known,
+                    "answer": sample.prompt.answer,
+                    "reward": total,
+                    **{f"rewards/{name}": one for name, one in named.items()},
+                    "advantage": value,
+                    "tokens": sample.tokens,
+                    "tokens trained": trained,
+                }
+            )
+        return rows
+
+    def take_metrics(self) -> dict[str, float]:
+        """What there is to log of a rollout that has just been made; it is given once."""
+        given, self.metrics = self.metrics, {}
+        return given
+
+    def take_table(self) -> list[dict[str, Any]]:
+        """The completions of a rollout that has just been made; they are given once."""
+        given, self.table = self.table, []
+        return given
+
+    # --- keeping its place -------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """The same on all ranks."""
+        return {"prompts": self.prompts.state_dict(), "place": self._place % max(len(self), 1), "next": self._next}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.prompts.load_state_dict(state["prompts"])
+        self._place, self._resumed = state["place"], True
+        if self._collected is not None:
+            self._next = state["next"]
+
+    def buffer(self) -> dict[str, Any] | None:
+        """What is left of this rank's rollout, as tensors, numbers, dicts and lists."""
+        collected = self._collected
+        if collected is None or self._next == len(collected.slots):
+            return None
+        return {
+            "rollout": collected.rollout._asdict(),
+            "advantage": collected.advantage,
+            "tokens": collected.tokens._asdict(),
+            "returns": collected.returns,
+            "extra": collected.extra,
+            "slots": [slot._asdict() for slot in collected.slots],
+        }
+
+    def load_buffer(self, state: dict[str, Any], device: torch.device) -> None:
+        state = _to(state, device)
+        self._collected = Collected(
+            Rollout(**state["rollout"]),
+            state["advantage"],
+            Tokens(**state["tokens"]),
+            state["returns"],
+            state["extra"],
+            [Slot(**slot) for slot in state["slots"]],
+        )
+
+
+def _to(x: Any, device: torch.device) -> Any:
+    if torch.is_tensor(x):
+        return x.to(device)
+    if isinstance(x, dict):
+        return {name: _to(value, device) for name, value in x.items()}
+    return [_to(value, device) for value in x] if isinstance(x, list) else x
