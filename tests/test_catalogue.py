@@ -55,7 +55,8 @@ def test_every_overlay_parses_after_an_experiment(name: str, tmp_path: Path) -> 
     if name.startswith("overlays/fsdp"):
         pytest.skip("FSDP cannot be built without a GPU")
     text = catalogue.find_config(name).read_text(encoding="utf-8")
-    experiment = "recommenders/sra_cl_ml100k" if "For recommenders" in text else "few_shot/protonet_omniglot"
+    experiments = {"For recommenders": "recommenders/sra_cl_ml100k", "For language model": "llm_rl/dapo_arithmetic"}
+    experiment = next((of for words, of in experiments.items() if words in text), "few_shot/protonet_omniglot")
     run(["--config", experiment, "--config", name, "--run_dir", str(tmp_path)], execute=False)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from zoo.language import BytePairs, TokenizerMaker, Words, require_eos
-from zoo.language.tokenizers import from_json, to_json
+from zoo.language.tokenizers import Characters, from_json, to_json
 
 TEXTS = ["the cat sat on the mat", "The dog sat", "a snake_case word and Zoë's ünïcode"] * 3
 
@@ -17,7 +17,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "tokenizers"
 
 
-@pytest.mark.parametrize("maker", [Words(), BytePairs(300)], ids=["words", "byte_pairs"])
+@pytest.mark.parametrize("maker", [Words(), BytePairs(300), Characters()], ids=["words", "byte_pairs", "characters"])
 def test_fixed_tokens_are_distinct_and_restored(maker: TokenizerMaker) -> None:
     made = maker.make(TEXTS)
     ids = [made.pad_token_id, made.bos_token_id, made.eos_token_id, made.unk_token_id]
@@ -61,6 +61,34 @@ def test_byte_pairs_know_all_texts_and_merge_frequent_ones() -> None:
     assert made.decode(ids) == strange
     assert len(made("sat", add_special_tokens=False)["input_ids"]) < 3
     assert len(made) <= 300
+
+
+def test_every_character_is_a_token_and_comes_back() -> None:
+    made = Characters().make(["12+34=46", "é"])
+    assert len(made) == 4 + 95 + 1 + 1  # fixed tokens, printable ASCII with "_", the end of line, é
+    text = " 12+34=\n  é_#### -46 "
+    ids = made(text, add_special_tokens=False)["input_ids"]
+    assert len(ids) == len(text)
+    assert made.unk_token_id not in ids
+    assert made.decode(ids) == text
+    assert made.decode([made.bos_token_id, *ids, made.eos_token_id], skip_special_tokens=True) == text
+    assert made("ü")["input_ids"] == [made.bos_token_id, made.unk_token_id]
+    few = Characters(ascii=False).make(["12+34=46", "é"])
+    assert few.convert_ids_to_tokens(range(4, len(few))) == [*"+12346=_é"]
+
+
+def test_characters_are_the_same_from_a_saved_folder(tmp_path: Path) -> None:
+    from zoo.language import LanguageModel
+
+    config = {"model_type": "llama", "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    model = LanguageModel(config={**config, "num_attention_heads": 2}, tokenizer=Characters()).build(["1"])
+    model.network.save_pretrained(tmp_path / "model")
+    model.tokenizer.save_pretrained(tmp_path / "model")
+    again = LanguageModel(str(tmp_path / "model")).build().tokenizer
+    text = " 12 +34 =\n\n  -46 . "
+    assert again(text)["input_ids"] == model.tokenizer(text)["input_ids"]
+    assert again.decode(again(text)["input_ids"], skip_special_tokens=True) == text
+    assert [again.pad_token, again.bos_token, again.eos_token] == ["<pad>", "<s>", "</s>"]
 
 
 def test_made_once_for_texts_and_settings(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

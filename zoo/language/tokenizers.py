@@ -103,6 +103,31 @@ class BytePairs(TokenizerMaker):
         return _finish(made)
 
 
+class Characters(TokenizerMaker):
+    """Every character is a token, so that a model sees the digits of a number; other characters are unknown.
+
+    Args:
+        ascii: besides the characters of the texts, know all of printable ASCII and the end of line, so that what is
+            trained on these texts can be trained on others.
+    """
+
+    def __init__(self, ascii: bool = True) -> None:
+        self.ascii = ascii
+
+    def _train(self, texts: Sequence[str]) -> "Tokenizer":
+        from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+
+        found = {BLANK, *(character for text in texts for character in text)}
+        if self.ascii:
+            found |= {"\n", *map(chr, range(32, 127))}
+        known = [*SPECIAL.values(), *sorted(found)]
+        unknown = SPECIAL["unk_token"]
+        made = Tokenizer(models.WordLevel({token: i for i, token in enumerate(known)}, unk_token=unknown))
+        made.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+        made.decoder = decoders.Fuse()
+        return _finish(made)
+
+
 def from_json(text: str) -> "PreTrainedTokenizerFast":
     """The tokenizer that ``to_json`` wrote down."""
     from tokenizers import Tokenizer

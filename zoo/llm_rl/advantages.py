@@ -11,7 +11,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from datamodules import streams
+from datamodules.streams import uniform
 from zoo.distributed import gather
 from zoo.llm_rl.batches import Scores, Tokens, group_index
 
@@ -160,7 +160,7 @@ def check_groups(scores: Scores, single: bool) -> int:
 
 def tie_order(keys: Tensor) -> Tensor:
     """A random number for each random stream [B] int64: [B] float64 in [0, 1), to break ties by."""
-    return torch.from_numpy(streams.uniform(keys.cpu().numpy(), 1)[:, 0])
+    return torch.from_numpy(uniform(keys.cpu().numpy(), 1)[:, 0])
 
 
 class GroupAdvantage(Advantage):

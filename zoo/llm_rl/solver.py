@@ -14,6 +14,7 @@ from zoo.language.models import LanguageModel
 from zoo.llm_rl.batches import Sample
 from zoo.llm_rl.rewards import Reward, score
 from zoo.llm_rl.rollouts import sample_keys
+from zoo.llm_rl.supervised import prompt_tokens
 
 Stage = Literal["val", "test"]
 
@@ -21,8 +22,8 @@ Stage = Literal["val", "test"]
 class Solver(LightningModule):
     """Solves prompts by a language model and scores the solutions.
 
-    Logged, over all ranks, each prompt once: ``<stage>/reward``, the weighted sum; ``<stage>/rewards/<name>``, each of
-    several alone; ``<stage>/length`` in tokens; ``<stage>/truncated``, the share without end. With several samples of a
+    Logged, over all ranks, each prompt once: ``<stage>/reward``, the weighted sum; ``<stage>/rewards/<name>``, each
+    alone; ``<stage>/length`` in tokens; ``<stage>/truncated``, the share without end. With several samples of a
     prompt these are means over all (Avg@k), and ``<stage>/max`` is the mean of each prompt's best reward (Max@k).
 
     Args:
@@ -80,9 +81,7 @@ class Solver(LightningModule):
             texts = [tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True) for turn in turns]
             rows = tokenizer(texts, add_special_tokens=False)["input_ids"]
         else:
-            first = [token for token in tokenizer("")["input_ids"] if token == tokenizer.bos_token_id]
-            texts = [prompt.text for prompt in prompts]
-            rows = [first + row for row in tokenizer(texts, add_special_tokens=False)["input_ids"]]
+            rows = prompt_tokens(tokenizer, [prompt.text for prompt in prompts])
         for prompt, row in zip(prompts, rows, strict=True):
             if self.max_prompt_length is not None and len(row) > self.max_prompt_length:
                 raise ValueError(
@@ -144,7 +143,7 @@ class Solver(LightningModule):
                     "row": row,
                     "reward": reward.nanmean().item(),
                     **best,
-                    **(means if len(means) > 1 else {}),
+                    **means,
                     "length": sum(sample.tokens for sample in group) / len(group),
                     "truncated": sum(sample.truncated for sample in group) / len(group),
                 }
