@@ -161,6 +161,8 @@ class ZooCLI(LightningCLI):
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
         if kwargs.get("weights_only") is None:
             kwargs["weights_only"] = True
+        if subcommand == "predict":
+            kwargs["return_predictions"] = False  # PredictionTable writes them as they come
         if subcommand in ("validate", "test"):
             kwargs["verbose"] = False  # Summary shows the same, once
         return kwargs

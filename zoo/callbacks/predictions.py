@@ -16,24 +16,34 @@ from zoo.distributed import gather_objects
 class PredictionTable(Callback):
     """Writes ``predictions.csv`` from the rows, flat dicts, that ``predict_step`` returns.
 
-    The rows of all ranks are joined in the order of the samples; one that comes twice, as from a sample that fills a
-    rank's last batch, is written once.
+    One process writes each batch as it comes. The rows of several are joined at the end in the order of the samples;
+    one that comes twice, as from a sample that fills a rank's last batch, is written once.
     """
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        log_dir = trainer.log_dir  # a broadcast: all ranks must ask
+        self._file = Path(log_dir or ".") / "predictions.csv"
         self._batches: list[list[dict[str, Any]]] = []
+        self._written = 0
 
     def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
-        self._batches.append(outputs)
+        if trainer.world_size == 1:
+            self._write(outputs)
+        else:
+            self._batches.append(outputs)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        log_dir = trainer.log_dir  # a broadcast: all ranks must ask
-        rows = unique_rows(gather_objects(self._batches))
-        if not rows or not trainer.is_global_zero:
-            return
-        file = Path(log_dir or ".") / "predictions.csv"
-        write_rows(file, rows)
-        rank_zero_info(f"{len(rows)} predictions in {file}")
+        if trainer.world_size > 1:
+            rows = unique_rows(gather_objects(self._batches))
+            if trainer.is_global_zero:
+                self._write(rows)
+        if self._written:
+            rank_zero_info(f"{self._written} predictions in {self._file}")
+
+    def _write(self, rows: Sequence[dict[str, Any]]) -> None:
+        if rows:
+            write_rows(self._file, rows, append=self._written > 0)
+            self._written += len(rows)
 
 
 def unique_rows(ranks: Sequence[Sequence[Sequence[dict[str, Any]]]]) -> list[dict[str, Any]]:

@@ -72,10 +72,11 @@ def results_table(rows: Sequence[dict[str, Any]], title: str) -> Table:
     return table
 
 
-def write_rows(file: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Rows with the same keys as a CSV file with a header."""
+def write_rows(file: Path, rows: Sequence[dict[str, Any]], append: bool = False) -> None:
+    """Rows with the same keys as a CSV file with a header, or behind those that it has."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("w", newline="", encoding="utf-8") as stream:
+    with file.open("a" if append else "w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, fieldnames=list(rows[0]))
-        writer.writeheader()
+        if not append:
+            writer.writeheader()
         writer.writerows(rows)
