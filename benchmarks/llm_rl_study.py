@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=list(ARMS), choices=list(ARMS), metavar="METHOD",
                         help=f"any of: {'; '.join(ARMS)}")  # fmt: skip
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
-    parser.add_argument("--steps", type=int, default=100, help="optimiser steps, one a rollout (GSPO: four)")
+    parser.add_argument("--steps", type=int, default=150, help="optimiser steps, one a rollout (GSPO: four)")
     parser.add_argument("--run_dir", default="runs/llm_rl_study")
     parser.add_argument("--more", nargs=argparse.REMAINDER, default=[], help="further words for every run, last")
     args = parser.parse_args()

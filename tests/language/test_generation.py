@@ -1,5 +1,8 @@
 """Completions against transformers' own generation, and that each depends on its own prompt and stream alone."""
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -12,23 +15,29 @@ from zoo.language.generation import Sampling, choose, generate, left_padded
 PROMPTS = [[1, 7, 9], [1, 5], [1, 8, 8, 6, 11, 12], [1, 10, 9, 5]]
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
+def make(folder: Path, **more: Any) -> LanguageModel:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ZOO_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("ZOO_CACHE", str(folder))
         torch.manual_seed(1)
         config = {"model_type": "qwen2", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
         heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.4}
         sizes = {"max_position_embeddings": 64, "tie_word_embeddings": True}
-        made = LanguageModel(config={**config, **heads, **sizes}, tokenizer=Words(40))
+        made = LanguageModel(config={**config, **heads, **sizes, **more}, tokenizer=Words(40))
         return made.build([" ".join(f"w{i}" for i in range(30))]).eval()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
+    return make(tmp_path_factory.mktemp("cache"))
 
 
 def streams(seed: int, group: int) -> np.ndarray:
     return key(seed, np.arange(len(PROMPTS))[:, None], np.arange(group))
 
 
-def test_the_likeliest_tokens_are_those_of_transformers(model: LanguageModel) -> None:
+@pytest.mark.parametrize("more", [{}, {"model_type": "mistral", "sliding_window": 5}], ids=["full", "window"])
+def test_the_likeliest_tokens_are_those_of_transformers(more: dict[str, Any], tmp_path: Path) -> None:
+    model = make(tmp_path, **more)
     made = generate(model, PROMPTS, streams(0, 1), Sampling(20, temperature=0))
     ids, mask = left_padded(PROMPTS, model.tokenizer.pad_token_id, torch.device("cpu"))
     wanted = model.network.generate(
@@ -75,6 +84,23 @@ def test_a_completion_ends_with_its_first_end_token(model: LanguageModel) -> Non
         assert (end in kept) == (not truncated)
         assert truncated or kept.index(end) == len(kept) - 1
         assert not truncated or len(kept) == 30
+
+
+def test_padding_may_be_the_end_token(tmp_path: Path) -> None:
+    model = make(tmp_path)
+    wanted = generate(model, PROMPTS, streams(7, 8), Sampling(30))
+    model.tokenizer.pad_token = model.tokenizer.eos_token
+    made = generate(model, PROMPTS, streams(7, 8), Sampling(30))
+    assert made.ids[~made.mask].unique().tolist() == [model.tokenizer.eos_token_id]
+    assert torch.equal(made.mask, wanted.mask)
+    assert torch.equal(made.truncated, wanted.truncated)
+    assert torch.equal(made.ids[made.mask], wanted.ids[wanted.mask])
+
+
+def test_what_is_generated_can_be_learned_from(model: LanguageModel) -> None:
+    made = generate(model, PROMPTS, streams(3, 1), Sampling(6))
+    states = model.hidden(made.ids, made.mask)
+    assert model.token_log_probs(states[:, :-1], made.ids[:, 1:]).sum().requires_grad
 
 
 def frequencies(logits: Tensor, sampling: Sampling, n: int = 20_000) -> Tensor:

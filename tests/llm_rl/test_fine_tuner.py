@@ -19,6 +19,7 @@ from zoo.llm_rl import PolicyFineTuner
 from zoo.llm_rl.advantages import GroupAdvantage, ReinforcePlusPlus
 from zoo.llm_rl.batches import Minibatch, Sample
 from zoo.llm_rl.d3s import D3S
+from zoo.llm_rl.fine_tuner import similar
 from zoo.llm_rl.kl import Kl
 from zoo.llm_rl.objectives import ClippedSurrogate
 from zoo.llm_rl.rewards import Reward
@@ -148,6 +149,20 @@ def test_rows_without_advantage_are_left_out_of_the_passes_and_change_nothing(
         rows.append([len(batch.advantage) for batch in watch.batches])
     torch.testing.assert_close(found[1], found[0], atol=1e-5, rtol=0)
     assert sum(rows[0]) < sum(rows[1]) == 3 * 24
+
+
+def test_rows_of_similar_length_are_computed_together(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert similar([40] * 10 + [30] * 10 + [29] * 10, least=256) == [20, 10]
+    assert similar([40] * 10 + [29] * 8, least=256) == [18]  # too few are left
+    assert similar([40] * 6 + [29] * 20, least=256) == [7, 19]  # six in front are too few
+    assert similar([]) == [0]
+    watch, model = Watch(), tuner(policy, rewards={"share": ShareOf("b")})
+    fit(model, 1, callbacks=[watch])
+    rollout = watch.batches[0].rollout
+    whole = model.states(model.policy, rollout)
+    monkeypatch.setattr("zoo.llm_rl.fine_tuner.similar", lambda length: [1, *[2] * (len(length) // 2)][: len(length)])
+    parts = model.states(model.policy, rollout.take(torch.arange(len(rollout.mask) // 2 * 2 - 1)))
+    torch.testing.assert_close(parts, whole[: len(parts)], atol=1e-5, rtol=0)
 
 
 def test_a_rollout_that_teaches_nothing_leaves_the_weights(policy: Policy) -> None:

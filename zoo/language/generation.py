@@ -84,7 +84,6 @@ def choose(logits: Tensor, draw: Tensor, sampling: Sampling) -> tuple[Tensor, Te
     return chosen[:, 0], p.gather(1, chosen)[:, 0].log()
 
 
-@torch.no_grad()
 def generate(
     model: "LanguageModel",
     prompts: Sequence[Sequence[int]],
@@ -109,6 +108,15 @@ def generate(
     """
     if empty := [number for number, prompt in enumerate(prompts) if not len(prompt)]:
         raise ValueError(f"prompt {empty[0]} has no token: give it at least one, such as a BOS token")
+    # inference mode is faster, but sharded weights that are gathered in it are of no use to a later backward pass
+    with torch.no_grad() if together else torch.inference_mode():
+        made = _generate(model, prompts, keys, sampling, together)
+    return Completions(*(part.clone() for part in made))
+
+
+def _generate(
+    model: "LanguageModel", prompts: Sequence[Sequence[int]], keys: np.ndarray, sampling: Sampling, together: bool
+) -> Completions:
     device, pad = next(model.parameters()).device, int(model.tokenizer.pad_token_id or 0)
     (count, group), most = keys.shape, sampling.max_new_tokens
     ends = torch.tensor(model.end_tokens, device=device)
@@ -117,23 +125,21 @@ def generate(
 
     made = torch.full((count * group, most), pad, device=device)
     log_prob = torch.zeros(made.shape, device=device)
-    length = torch.full((count * group,), most, device=device)
-    truncated = torch.ones(count * group, dtype=torch.bool, device=device)
 
     cache = _cache(model.network.config)
     position = (mask.cumsum(1) - 1).clamp(min=0)
     state = model.hidden(ids, mask, position, cache)[:, -1]
+    by_column = _takes_columns(model, cache)
     cache.batch_repeat_interleave(group)
     state, mask, position = (part.repeat_interleave(group, 0) for part in (state, mask, position[:, -1:]))
+    mask = torch.cat([mask, mask.new_ones(len(mask), most)], 1)
     row = torch.arange(count * group, device=device)  # the completions that are computed
     live = torch.ones_like(row, dtype=torch.bool)  # those of them that have not ended
     for step in range(most):
         token, made_log_prob = choose(model.logits(state), draw[row, step], sampling)
         token = token.where(live, pad)
-        made[row[live], step], log_prob[row[live], step] = token[live], made_log_prob[live]
-        ended = live & torch.isin(token, ends)
-        length[row[ended]], truncated[row[ended]] = step + 1, False
-        live = live & ~ended
+        made[row, step], log_prob[row, step] = token, made_log_prob.where(live, 0.0)
+        live = live & ~torch.isin(token, ends)
         going = int(live.sum())
         if step + 1 == most or not (any_rank(going > 0) if together else going):
             break
@@ -142,9 +148,23 @@ def generate(
             cache.batch_select_indices(kept)
             row, token, mask, position, live = (part[kept] for part in (row, token, mask, position, live))
         position = position + 1
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-        state = model.hidden(token[:, None], mask, position, cache)[:, -1]
+        seen = mask[:, : ids.shape[1] + step + 1]
+        state = model.hidden(token[:, None], seen[:, None, None] if by_column else seen, position, cache)[:, -1]
+    end = torch.isin(made, ends)  # padding may look like one, but there is none before the first
+    truncated = ~end.any(1)
+    length = end.int().argmax(1).masked_fill(truncated, most - 1) + 1
     return Completions(made, torch.arange(most, device=device) < length[:, None], truncated, log_prob)
+
+
+def _takes_columns(model: "LanguageModel", cache: Any) -> bool:
+    """Whether the mask of one new token can be given as [B, 1, 1, S], which saves the network from making it.
+
+    Not where layers see a window, or positions come from the mask.
+    """
+    config = model.network.config
+    full = all(hasattr(layer, "room") for layer in cache.layers)
+    rotary = getattr(config, "rope_parameters", None) is not None and not getattr(config, "alibi", False)
+    return full and rotary and model.attention in ("sdpa", "eager")
 
 
 def left_padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -177,7 +197,8 @@ def _cache(config: Any) -> Any:
                     value_states.new_empty(*shape, value_states.shape[-1]),
                 )
                 if start:
-                    self.room[0][..., :start, :], self.room[1][..., :start, :] = self.keys, self.values
+                    for buffer, old in zip(self.room, (self.keys, self.values), strict=True):
+                        buffer[..., :start, :] = old
             for buffer, new in zip(self.room, (key_states, value_states), strict=True):
                 buffer[..., start:stop, :] = new
             self.keys, self.values = (buffer[..., :stop, :] for buffer in self.room)

@@ -7,11 +7,16 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CHUNK = 1024
+CHUNK_LOGITS = 2**25  # logits that exist in float32 at once, 128 MiB
+
+
+def chunk_of(weight: Tensor) -> int:
+    """Tokens whose logits are computed at once for an output embedding [V, H], unless told otherwise."""
+    return max(CHUNK_LOGITS // len(weight), 1)
 
 
 def token_log_probs(
-    hidden: Tensor, weight: Tensor, target: Tensor, chunk: int = CHUNK, temperature: float = 1.0
+    hidden: Tensor, weight: Tensor, target: Tensor, chunk: int | None = None, temperature: float = 1.0
 ) -> Tensor:
     """``log softmax(W h / temperature)[target]``: [...] float32 of hidden states [..., H] and targets [...] int64.
 
@@ -19,7 +24,7 @@ def token_log_probs(
         hidden: states that predict, one for each target.
         weight: output embedding W [V, H].
         target: tokens in [0, V).
-        chunk: tokens whose V logits exist in float32 at once, in the backward pass too.
+        chunk: tokens whose V logits exist in float32 at once, in the backward pass too; default: 128 MiB of them.
         temperature: positive; what the tokens were sampled with.
 
     The product with W has the type that autocast gives it, else that of W; the softmax is float32 always.
@@ -30,13 +35,16 @@ def token_log_probs(
     return result
 
 
-def entropy(hidden: Tensor, weight: Tensor, chunk: int = CHUNK, temperature: float = 1.0) -> Tensor:
+def entropy(hidden: Tensor, weight: Tensor, chunk: int | None = None, temperature: float = 1.0) -> Tensor:
     """Entropy in nats of ``softmax(W h / temperature)``: [...] float32. Arguments as for ``token_log_probs``."""
     result: Tensor = _Entropy.apply(*_operands(hidden, weight, chunk, temperature))
     return result
 
 
-def _operands(hidden: Tensor, weight: Tensor, chunk: int, temperature: float) -> tuple[Tensor, Tensor, int, float]:
+def _operands(
+    hidden: Tensor, weight: Tensor, chunk: int | None, temperature: float
+) -> tuple[Tensor, Tensor, int, float]:
+    chunk = chunk_of(weight) if chunk is None else chunk
     if chunk < 1:
         raise ValueError(f"chunk={chunk}: must be at least 1")
     if temperature <= 0:

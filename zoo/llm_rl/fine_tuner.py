@@ -1,6 +1,6 @@
 """Reinforcement learning of a language model from its own completions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -232,10 +232,12 @@ class PolicyFineTuner(Solver):
 
     def states(self, model: LanguageModel, rollout: Rollout) -> Tensor:
         """Hidden states [N, H] that each of the N tokens of ``rollout.mask`` is predicted from, row after row."""
-        ids = torch.cat([rollout.prompt_ids, rollout.response_ids], 1)
-        mask = torch.cat([rollout.prompt_mask, rollout.mask], 1)
-        states = model.hidden(ids, mask, (mask.cumsum(1) - 1).clamp(min=0))
-        return states[:, rollout.prompt_ids.shape[1] - 1 : -1][rollout.mask]
+        if rollout.mask.device.type == "cpu" and not self.together:
+            length = (rollout.prompt_mask.sum(1) + rollout.mask.sum(1)).tolist()
+            parts = [rollout.take(rows) for rows in torch.arange(len(length)).split(similar(length))]
+        else:
+            parts = [rollout]  # accelerators and sharded weights gain from few passes
+        return torch.cat([_states(model, part) for part in parts])
 
     def evaluate(self, rollout: Rollout, want: set[str]) -> dict[str, Tensor]:
         """What is wanted of each token, [b, T] float32, 0 beyond the mask."""
@@ -310,6 +312,28 @@ class PolicyFineTuner(Solver):
             optimizer_closure()  # ranks meet in the backward pass
             return
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+
+
+def similar(length: Sequence[int], least: int = 256) -> list[int]:
+    """How many of the rows, in their order, to compute together, so that short ones get less padding.
+
+    With rows of falling ``length``, a part ends before one that is less than 3/4 as long as the part's first, where
+    both the part and what is left have ``least`` tokens or more.
+    """
+    sizes, start = [], 0
+    for row, tokens in enumerate(length):
+        if 4 * tokens < 3 * length[start] and min(sum(length[start:row]), sum(length[row:])) >= least:
+            sizes.append(row - start)
+            start = row
+    return [*sizes, len(length) - start]
+
+
+def _states(model: LanguageModel, rollout: Rollout) -> Tensor:
+    ids = torch.cat([rollout.prompt_ids, rollout.response_ids[:, :-1]], 1)  # nothing is predicted from the last
+    mask = torch.cat([rollout.prompt_mask, rollout.mask[:, :-1]], 1)
+    states = model.hidden(ids, mask, (mask.cumsum(1) - 1).clamp(min=0))
+    start, width = rollout.prompt_ids.shape[1] - 1, rollout.mask.shape[1]
+    return states[:, start : start + width][rollout.mask]
 
 
 def _spread(values: Tensor, mask: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from datamodules.batches import Prompt, PromptBatch
 from zoo.catalogue import register
 from zoo.distributed import gather
 from zoo.language.configs import position_limit
-from zoo.language.log_probs import CHUNK
+from zoo.language.log_probs import chunk_of
 from zoo.language.models import LanguageModel
 from zoo.language.packing import block_mask, lay_out, pack
 from zoo.language.tokenizers import require_eos
@@ -213,7 +213,9 @@ class SupervisedFineTuner(LightningModule):
     def _evaluate(self, batch: PromptBatch) -> None:
         """Notes of each prompt the sums of -log P, of hits and of tokens."""
         scored = self.score(batch.prompt)
-        likeliest = [self.language_model.logits(states).argmax(-1) for states in scored.states.split(CHUNK)]
+        model = self.language_model
+        chunk = chunk_of(model.network.get_output_embeddings().weight)
+        likeliest = [model.logits(states).argmax(-1) for states in scored.states.split(chunk)]
         hit = torch.cat(likeliest) == scored.target
         each = torch.stack([-scored.log_prob, hit.float(), torch.ones_like(scored.log_prob)], 1)
         sums = each.new_zeros(len(batch.prompt), 3).index_add(0, scored.prompt, each)
