@@ -7,7 +7,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 SHARED = {"callbacks", "language", "losses", "metrics", "nn", "retrieval"}
-TOOLS = [f"datamodules.{tool}" for tool in ("batches", "expressions", "loaders", "search", "sources", "streams")]  # they read no data set
+TOOLS = [  # they read no data set
+    f"datamodules.{tool}" for tool in ("batches", "expressions", "loaders", "search", "sources", "streams")
+]
 FAMILIES = {p.name for p in (ROOT / "zoo").iterdir() if (p / "__init__.py").is_file()} - SHARED
 
 

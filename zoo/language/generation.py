@@ -196,7 +196,7 @@ def _cache(config: Any) -> Any:
                     key_states.new_empty(*shape, key_states.shape[-1]),
                     value_states.new_empty(*shape, value_states.shape[-1]),
                 )
-                if start:
+                if self.keys is not None and self.values is not None and start:
                     for buffer, old in zip(self.room, (self.keys, self.values), strict=True):
                         buffer[..., :start, :] = old
             for buffer, new in zip(self.room, (key_states, value_states), strict=True):

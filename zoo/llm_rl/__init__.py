@@ -6,10 +6,13 @@ RLOO (2402.14740), REINFORCE++ (2501.03262), GSPO (2507.18071), Lite PPO (2508.0
 from zoo.llm_rl.advantages import Advantage, Gae, Gdpo, GroupAdvantage, ReinforcePlusPlus, TokenAdvantage
 from zoo.llm_rl.auxiliary import Auxiliary
 from zoo.llm_rl.canon import AccuracyMu, Canon, CosineMu
+from zoo.llm_rl.carft import AnnotatedContrast
 from zoo.llm_rl.critic import Critic
 from zoo.llm_rl.d3s import D3S
 from zoo.llm_rl.execution import ExecutionReward
 from zoo.llm_rl.fine_tuner import PolicyFineTuner
+from zoo.llm_rl.guided import Guided
+from zoo.llm_rl.imitation import Imitation
 from zoo.llm_rl.kl import Kl
 from zoo.llm_rl.objectives import ClippedSurrogate, Correction
 from zoo.llm_rl.rollouts import Generation, RolloutSource
@@ -22,6 +25,7 @@ __all__ = [
     "D3S",
     "AccuracyMu",
     "Advantage",
+    "AnnotatedContrast",
     "Auxiliary",
     "Canon",
     "ClippedSurrogate",
@@ -35,6 +39,8 @@ __all__ = [
     "Gdpo",
     "Generation",
     "GroupAdvantage",
+    "Guided",
+    "Imitation",
     "Kl",
     "OverlongFilter",
     "PolicyFineTuner",
