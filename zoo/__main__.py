@@ -1,4 +1,4 @@
-"""``python -m zoo``: list what there is, search images or passages, embed texts, or fit, validate, test and predict."""
+"""``python -m zoo``: list what there is, commands of families, or fit, validate, test and predict."""
 
 import sys
 from collections.abc import Sequence

@@ -265,7 +265,8 @@ class Experience:
         weight = self._weights(collected, kept[mine], scores)
         collected = collected._replace(slots=self._cut(collected, own, weight, ~scores.reward[mine].isnan()))
         self._report(every, collected, weight, entropy)
-        self.table = self._table(samples, reward, parts, everyone[mine], weight)
+        learned = self._learned(collected, weight)
+        self.table = self._table(samples, reward, parts, everyone[mine], learned)
         return collected
 
     def _evaluate(self, rollout: Rollout, rows: Tensor | None = None) -> Tokens:
@@ -377,7 +378,7 @@ class Experience:
             "completions/clipped_ratio": scores.truncated.float().mean(),
             "completions/mean_terminated_length": ended.mean() if len(ended) else torch.zeros(()),
             "tokens/generated": gather(length.new_full((1,), self._generated)).sum(),
-            "tokens/trained": gather((weight > 0).sum()[None].float()).sum(),
+            "tokens/trained": gather(self._learned(collected, weight).sum()[None].float()).sum(),
         }
         for number, name in enumerate(learner.rewards):
             part = scores.parts[:, number]
@@ -403,12 +404,16 @@ class Experience:
         if self.metrics["frac_reward_zero_std"] == 1:
             rank_zero_warn("all completions of each prompt have the same reward: nothing to learn from in this rollout")
 
+    def _learned(self, collected: Collected, weight: Tensor) -> Tensor:
+        """The tokens that have a gradient, [b, T] bool."""
+        return (weight > 0) & ((collected.advantage != 0) | self.learner.learns_without_advantage)
+
     def _table(
-        self, samples: Sequence[Sample], reward: Tensor, parts: Tensor, advantage: Tensor, weight: Tensor
+        self, samples: Sequence[Sample], reward: Tensor, parts: Tensor, advantage: Tensor, learned: Tensor
     ) -> list[dict[str, Any]]:
         """A row for each completion of this rank."""
         rows = []
-        columns = (reward.tolist(), parts.tolist(), advantage.tolist(), (weight > 0).sum(1).tolist())
+        columns = (reward.tolist(), parts.tolist(), advantage.tolist(), learned.sum(1).tolist())
         for sample, total, each, value, trained in zip(samples, *columns, strict=True):
             known = {"id": sample.prompt.id, "prompt": sample.prompt.text, "completion": sample.text}
             named = dict(zip(self.learner.rewards, each, strict=True))
