@@ -222,8 +222,10 @@ def momentum(parameters: Any) -> torch.optim.Optimizer:
 
 
 def fit(steps: int, folder: Path | None = None, module: SupervisedFineTuner | None = None, **more: Any) -> Any:
-    torch.manual_seed(0)
-    module = SupervisedFineTuner(network(), max_length=16, optimizer=momentum) if module is None else module
+    if module is None:
+        module = SupervisedFineTuner(network(), max_length=16, optimizer=momentum)
+        torch.manual_seed(0)  # what a Trainer draws before it builds the network depends on what has run before
+        module.language_model.build(["0"])
     trainer = Trainer(max_steps=steps, **{**QUIET, **more})
     trainer.fit(module, arithmetic(16), ckpt_path=folder)
     return trainer, module
