@@ -196,7 +196,7 @@ class PolicyFineTuner(Solver):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         first = ".output.weight" if self.critic is None or self.critic.embedding is None else ".embedding.weight"
-        state = checkpoint["state_dict"].items()
+        state = checkpoint.get("state_dict", {}).items()  # shards are loaded without it
         sizes = [x.shape[-1] for name, x in state if name.startswith("heads.") and name.endswith(first)]
         if self.critic is not None and self.heads is None and sizes:
             self.heads = self.critic.build(sizes[0])
