@@ -124,7 +124,7 @@ def _generate(
     draw = torch.from_numpy(uniform(keys.reshape(-1), most)).to(device)
 
     made = torch.full((count * group, most), pad, device=device)
-    log_prob = torch.zeros(made.shape, device=device)
+    log_prob = torch.zeros(made.shape, dtype=torch.float32, device=device)
 
     cache = _cache(model.network.config)
     position = (mask.cumsum(1) - 1).clamp(min=0)

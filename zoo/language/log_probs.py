@@ -59,7 +59,7 @@ class _TokenLogProbs(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, chunk: int, temperature: float, target: Tensor) -> Tensor:
         ctx.save_for_backward(hidden, weight, target)
         ctx.chunk, ctx.temperature = chunk, temperature
-        result = torch.empty(target.shape, device=hidden.device)
+        result = torch.empty(target.shape, dtype=torch.float32, device=hidden.device)
         for rows, logits in _logits(hidden, weight, chunk, temperature):
             chosen = logits.gather(1, target.reshape(-1, 1)[rows])[:, 0]
             result.view(-1)[rows] = chosen - logits.logsumexp(1)
@@ -82,7 +82,7 @@ class _Entropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, chunk: int, temperature: float) -> Tensor:
         ctx.chunk, ctx.temperature = chunk, temperature
-        result = torch.empty(hidden.shape[:-1], device=hidden.device)
+        result = torch.empty(hidden.shape[:-1], dtype=torch.float32, device=hidden.device)
         for rows, logits in _logits(hidden, weight, chunk, temperature):
             log_p = logits.log_softmax(1)
             result.view(-1)[rows] = -torch.linalg.vecdot(log_p.exp(), log_p)

@@ -146,9 +146,8 @@ class Experience:
         self._seconds["update"] += perf_counter() - self._since
         was_training = learner.training
         learner.eval()
-        with learner.trainer.precision_plugin.forward_context():
-            samples, rollout, reward, parts = self._rounds()
-            collected = self._prepare(samples, rollout, reward, parts)
+        samples, rollout, reward, parts = self._rounds()
+        collected = self._prepare(samples, rollout, reward, parts)
         learner.train(was_training)
         self._since = perf_counter()
         return collected
@@ -161,7 +160,8 @@ class Experience:
         while True:
             batch = next(self._stream)
             wanted = wanted or len(batch.prompt) * learner.rollout.group_size
-            with self._timed("generation"):
+            # the network alone: bf16-true makes bfloat16 the type of whatever is made here
+            with self._timed("generation"), learner.trainer.precision_plugin.forward_context():
                 encoded = learner.encode(batch.prompt)
                 steps = learner.num_iterations * learner.minibatches
                 learner.rollout.number = learner.trainer.global_step // steps
@@ -280,7 +280,7 @@ class Experience:
         order = order[(rollout.mask.sum(1) + rollout.prompt_mask.sum(1))[order].argsort(descending=True, stable=True)]
         found = {name: torch.zeros(rollout.mask.shape, device=rollout.mask.device) for name in want}
         passes = self._even(len(order), learner.rows_at_once)
-        with self._timed("forward"):
+        with self._timed("forward"), learner.trainer.precision_plugin.forward_context():
             for some in order.tensor_split(passes) if passes else []:
                 part = rollout.take(some)
                 for name, values in learner.evaluate(part, want).items():

@@ -34,7 +34,7 @@ def score(
         raise ValueError(f"weights: {wrong[0]} is {weights[wrong[0]]}, must be a finite number")
     parts = torch.tensor([_column(name, reward, samples) for name, reward in rewards.items()], dtype=torch.float32)
     parts = parts.reshape(len(rewards), len(samples)).T.contiguous()
-    weight = torch.tensor([weights.get(name, 1.0) for name in rewards])
+    weight = torch.tensor([weights.get(name, 1.0) for name in rewards], dtype=torch.float32)
     total = (parts * weight).nansum(1)
     return total.masked_fill(parts.isnan().all(1), torch.nan), parts
 
