@@ -187,6 +187,11 @@ class LanguageModel(nn.Module):
         """
         from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
+        if torch.distributed.is_initialized() and mesh.size() != torch.distributed.get_world_size():
+            raise ValueError(
+                f"the weights would be split over {mesh.size()} of {torch.distributed.get_world_size()} ranks: set the "
+                "strategy's data_parallel_size to the number of ranks and its tensor_parallel_size to 1"
+            )
         layers = set(self._built()._no_split_modules or ())
         for module in self.network.modules():
             if type(module).__name__ in layers:

@@ -11,13 +11,14 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from datamodules.streams import uniform
+from datamodules.streams import key, uniform
 from zoo.distributed import gather
 from zoo.llm_rl.batches import Scores, Tokens, group_index
 
 Baseline = Literal["group", "batch", "leave_one_out", "none"]
 Scale = Literal["group", "batch", "none"]
 Whiten = Literal["global", "local", "none"]
+_TIE = 1  # tells these draws from those of tokens, which come from the same streams
 
 
 class Comparison:
@@ -160,7 +161,7 @@ def check_groups(scores: Scores, single: bool) -> int:
 
 def tie_order(keys: Tensor) -> Tensor:
     """A random number for each random stream [B] int64: [B] float64 in [0, 1), to break ties by."""
-    return torch.from_numpy(uniform(keys.cpu().numpy(), 1)[:, 0])
+    return torch.from_numpy(uniform(key(_TIE, keys.cpu().numpy()), 1)[:, 0])
 
 
 class GroupAdvantage(Advantage):

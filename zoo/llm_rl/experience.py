@@ -227,7 +227,7 @@ class Experience:
             reward, extra = learner.auxiliary.prepare(learner, samples, rollout, reward, parts)
         mine = slice(rank * rows, (rank + 1) * rows)
         advantage, kl = learner.advantage, learner.objective.kl
-        in_reward = kl is not None and kl.placement == "reward"
+        in_reward = kl is not None and kl.needs_reference and kl.placement == "reward"
         by_token = isinstance(advantage, TokenAdvantage)
         before = by_token or in_reward or advantage.needs_entropy
         tokens = self._evaluate(rollout) if before else Tokens(rollout.mask)

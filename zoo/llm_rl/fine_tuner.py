@@ -200,7 +200,8 @@ class PolicyFineTuner(Solver):
         sizes = [x.shape[-1] for name, x in state if name.startswith("heads.") and name.endswith(first)]
         if self.critic is not None and self.heads is None and sizes:
             self.heads = self.critic.build(sizes[0])
-        self._saved = checkpoint.get("rollout")
+        fits = self._trainer is not None and self.trainer.state.fn == "fit"
+        self._saved = checkpoint.get("rollout") if fits else None
 
     # --- the policy on completions -----------------------------------------------------------------------------------
 
