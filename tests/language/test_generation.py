@@ -142,3 +142,8 @@ def test_wrong_settings_are_named(wrong: dict[str, float], named: str) -> None:
 def test_a_prompt_needs_a_token(model: LanguageModel) -> None:
     with pytest.raises(ValueError, match="prompt 1 has no token"):
         generate(model, [[1], []], streams(0, 1)[:2], Sampling(4))
+
+
+def test_positions_must_hold_prompt_and_completion(model: LanguageModel) -> None:
+    with pytest.raises(ValueError, match="a prompt of 6 tokens with max_new_tokens=59: the network has 64 positions"):
+        generate(model, PROMPTS, streams(0, 1), Sampling(59))

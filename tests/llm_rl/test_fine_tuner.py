@@ -1,5 +1,6 @@
 """The whole pipeline on a tiny decoder: it learns, resumes exactly, and counts tokens over passes as over one."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,17 +13,18 @@ from torch import Tensor
 from datamodules.batches import Prompt
 from datamodules.prompt_sets import PromptSet
 from datamodules.prompts import Prompts
-from tests.llm_rl.conftest import Policy
-from zoo.language import Lora
+from tests.llm_rl.conftest import CONFIG, Policy
+from zoo.language import LanguageModel, Lora
 from zoo.language.generation import Sampling
+from zoo.language.tokenizers import Characters
 from zoo.llm_rl import PolicyFineTuner
-from zoo.llm_rl.advantages import GroupAdvantage, ReinforcePlusPlus
+from zoo.llm_rl.advantages import Gdpo, GroupAdvantage, ReinforcePlusPlus
 from zoo.llm_rl.batches import Minibatch, Sample
 from zoo.llm_rl.d3s import D3S
 from zoo.llm_rl.fine_tuner import similar
 from zoo.llm_rl.kl import Kl
-from zoo.llm_rl.objectives import ClippedSurrogate
-from zoo.llm_rl.rewards import Reward
+from zoo.llm_rl.objectives import ClippedSurrogate, Correction
+from zoo.llm_rl.rewards import Reward, SoftOverlong
 from zoo.llm_rl.rollouts import Generation
 from zoo.llm_rl.selection import DynamicSampling, OverlongFilter
 
@@ -205,6 +207,60 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(policy: Policy, stop: i
     assert torch.equal(parameters(rest), parameters(whole))
 
 
+@pytest.mark.parametrize("change", [{"accumulate_grad_batches": 1}, {"minibatches": 1}])
+def test_a_rollout_that_was_cut_otherwise_is_not_gone_on_with(
+    policy: Policy, change: dict[str, int], tmp_path: Path
+) -> None:
+    half = tuner(policy, minibatches=2)
+    fit(half, 3, accumulate_grad_batches=2).save_checkpoint(tmp_path / "half.ckpt")
+    settings = {"accumulate_grad_batches": 2, "minibatches": 2, **change}
+    with pytest.raises(ValueError, match="num_iterations, minibatches and accumulate_grad_batches"):
+        fit(
+            tuner(policy, minibatches=settings["minibatches"]),
+            6,
+            accumulate_grad_batches=settings["accumulate_grad_batches"],
+            resume=tmp_path / "half.ckpt",
+        )
+
+
+def test_a_rollout_of_a_checkpoint_that_is_tested_is_not_trained_on(policy: Policy, tmp_path: Path) -> None:
+    fit(tuner(policy, minibatches=2), 3).save_checkpoint(tmp_path / "half.ckpt")
+    checkpoint = torch.load(tmp_path / "half.ckpt", weights_only=True)
+    assert checkpoint.pop("rollout")[0] is not None
+    torch.save(checkpoint, tmp_path / "none.ckpt")
+    found = []
+    for name in ("half.ckpt", "none.ckpt"):
+        model = tuner(policy, minibatches=2, evaluation=Sampling(10, temperature=0))
+        tested = Trainer(**{**QUIET, "limit_val_batches": None})
+        tested.validate(model, Prompts(Digits()), ckpt_path=tmp_path / name, verbose=False, weights_only=True)
+        fit(model, 1)
+        found.append(parameters(model))
+    assert torch.equal(found[0], found[1])
+
+
+def test_dropout_of_the_network_is_turned_off(weights: Path, policy: Policy) -> None:
+    def dropping(lora: Lora | None = None) -> LanguageModel:
+        config = {**CONFIG, "attention_dropout": 0.5}
+        return LanguageModel(config=config, tokenizer=Characters(), init_from=str(weights), lora=lora)
+
+    found = []
+    for make in (policy, dropping):
+        model = tuner(make)
+        fit(model, 2)
+        found.append(parameters(model))
+    assert torch.equal(found[0], found[1])
+
+
+def test_groups_of_one_are_not_taken_for_groups_without_spread(policy: Policy) -> None:
+    watch = Watch()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*same reward.*")
+        fit(tuner(policy, rollout=Generation(group_size=1, max_new_tokens=10), advantage=ReinforcePlusPlus()), 2,
+            callbacks=[watch])  # fmt: skip
+    assert "train/frac_reward_zero_std" not in watch.metrics[-1]
+    assert watch.batches[-1].advantage.abs().sum() > 0
+
+
 def test_the_reference_is_the_policy_as_it_was(policy: Policy) -> None:
     watch = Watch()
     fit(tuner(policy, objective=ClippedSurrogate(kl=Kl(0.05))), 4, callbacks=[watch])
@@ -288,6 +344,8 @@ def test_validation_counts_each_prompt_once(policy: Policy) -> None:
         ({"lora": Lora(dropout=0.1)}, "policy.lora.dropout=0.1"),
         ({"samples": 4}, "samples=4"),
         ({"system": "be brief"}, "set chat to true"),
+        ({"objective": ClippedSurrogate(correction=Correction())}, "keep_log_probs"),
+        ({"advantage": Gdpo(), "objective": ClippedSurrogate(kl=Kl(0.1, placement="reward"))}, "Gdpo"),
     ],
 )
 def test_wrong_settings_are_named(policy: Policy, wrong: dict[str, Any], message: str) -> None:
@@ -298,6 +356,11 @@ def test_wrong_settings_are_named(policy: Policy, wrong: dict[str, Any], message
 def test_a_rollout_must_hold_its_minibatches(policy: Policy) -> None:
     with pytest.raises(ValueError, match="minibatches=7 in accumulate_grad_batches=4 passes: more than the 24"):
         fit(tuner(policy, minibatches=7), 1, accumulate_grad_batches=4)
+
+
+def test_a_punished_length_that_completions_do_not_have_is_pointed_out(policy: Policy) -> None:
+    with pytest.warns(UserWarning, match="rewards.long.max_length is 48"):
+        tuner(policy, rewards={"share": ShareOf(), "long": SoftOverlong(48, 12)})
 
 
 def test_temperature_zero_cannot_learn() -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from datamodules.streams import uniform
 from zoo.distributed import any_rank
+from zoo.language.configs import position_limit
 
 if TYPE_CHECKING:
     from zoo.language.models import LanguageModel
@@ -104,13 +105,21 @@ def generate(
         together: all ranks take the same number of steps, as sharded weights need it.
 
     Raises:
-        ValueError: for an empty prompt, and more tokens than the model has positions.
+        ValueError: for an empty prompt, a prompt that leaves fewer positions than ``max_new_tokens``, and NaN logits.
     """
+    limit, longest = position_limit(model.network.config), max(map(len, prompts))
+    if limit is not None and longest + sampling.max_new_tokens > limit:
+        raise ValueError(
+            f"a prompt of {longest} tokens with max_new_tokens={sampling.max_new_tokens}: the network has {limit} "
+            "positions; lower max_new_tokens, or leave long prompts out"
+        )
     if empty := [number for number, prompt in enumerate(prompts) if not len(prompt)]:
         raise ValueError(f"prompt {empty[0]} has no token: give it at least one, such as a BOS token")
     # inference mode is faster, but sharded weights that are gathered in it are of no use to a later backward pass
     with torch.no_grad() if together else torch.inference_mode():
         made = _generate(model, prompts, keys, sampling, together)
+    if made.log_prob.isnan().any():
+        raise ValueError("the network's logits are NaN: if it was training, lower the learning rate")
     return Completions(*(part.clone() for part in made))
 
 

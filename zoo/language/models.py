@@ -248,6 +248,16 @@ class LanguageModel(nn.Module):
         logits: Tensor = self._built().get_output_embeddings()(hidden)
         return logits
 
+    def without_dropout(self) -> Self:
+        """Turns dropout off, adapters' and attention's too, for methods that compare log-probabilities of passes."""
+        for module in self._built().modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+            for name, value in vars(module).items():
+                if "dropout" in name and isinstance(value, float):
+                    setattr(module, name, 0.0)
+        return self
+
     @contextmanager
     def without_adapters(self) -> Iterator[None]:
         """The network as it was before LoRA, for as long as the context lasts."""

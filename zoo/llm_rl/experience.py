@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
@@ -17,8 +17,9 @@ from datamodules.streams import key, uniform
 from zoo.distributed import gather, gather_objects
 from zoo.llm_rl.advantages import TokenAdvantage
 from zoo.llm_rl.aggregation import coefficients
-from zoo.llm_rl.batches import Minibatch, Rollout, Sample, Scores, Tokens, group_index
+from zoo.llm_rl.batches import Minibatch, Rollout, Sample, Scores, Tokens
 from zoo.llm_rl.kl import sequence_kl, token_rewards
+from zoo.llm_rl.reporting import rollout_metrics, sample_rows
 from zoo.llm_rl.rollouts import join
 
 if TYPE_CHECKING:
@@ -143,13 +144,13 @@ class Experience:
     @torch.no_grad()
     def _collect(self) -> Collected:
         learner = self.learner
-        self._seconds["update"] += perf_counter() - self._since
+        self.pause()
         was_training = learner.training
         learner.eval()
         samples, rollout, reward, parts = self._rounds()
         collected = self._prepare(samples, rollout, reward, parts)
         learner.train(was_training)
-        self._since = perf_counter()
+        self.go_on()
         return collected
 
     def _rounds(self) -> tuple[list[Sample], Rollout, Tensor, Tensor]:
@@ -264,9 +265,9 @@ class Experience:
         collected = Collected(rollout, per_token, tokens, returns, extra, [])
         weight = self._weights(collected, kept[mine], scores)
         collected = collected._replace(slots=self._cut(collected, own, weight, ~scores.reward[mine].isnan()))
-        self._report(every, collected, weight, entropy)
-        learned = self._learned(collected, weight)
-        self.table = self._table(samples, reward, parts, everyone[mine], learned)
+        learned = (weight > 0) & ((per_token != 0) | learner.learns_without_advantage)
+        self._report(every, collected, weight, learned)
+        self.table = sample_rows(list(learner.rewards), samples, reward, parts, everyone[mine], learned.sum(1))
         return collected
 
     def _evaluate(self, rollout: Rollout, rows: Tensor | None = None) -> Tokens:
@@ -282,6 +283,9 @@ class Experience:
         passes = self._even(len(order), learner.rows_at_once)
         with self._timed("forward"), learner.trainer.precision_plugin.forward_context():
             for some in order.tensor_split(passes) if passes else []:
+                if not len(some):  # sharded weights are gathered by all ranks together
+                    learner.evaluate(rollout.take(order.new_zeros(1)), want)
+                    continue
                 part = rollout.take(some)
                 for name, values in learner.evaluate(part, want).items():
                     found[name][some, : values.shape[1]] = values
@@ -351,6 +355,13 @@ class Experience:
                     )
         return slots
 
+    def pause(self) -> None:
+        """What comes from here on is no part of the update's time, until ``go_on``."""
+        self._seconds["update"] += perf_counter() - self._since
+
+    def go_on(self) -> None:
+        self._since = perf_counter()
+
     # --- what is shown -----------------------------------------------------------------------------------------------
 
     @contextmanager
@@ -359,76 +370,29 @@ class Experience:
         yield
         self._seconds[phase] += perf_counter() - start
 
-    def _report(self, scores: Scores, collected: Collected, weight: Tensor, entropy: Tensor | None) -> None:
-        learner = self.learner
-        scored = ~scores.reward.isnan()
-        index, count = group_index(scores.group[scored])
-        reward, length = scores.reward[scored], scores.length.float()
-        mean = torch.zeros(len(count), device=reward.device).index_add(0, index, reward) / count
-        spread = torch.zeros_like(mean).index_add(0, index, (reward - mean[index]) ** 2)
-        deviation = (spread / (count - 1).clamp(min=1)).sqrt()
-        ended = scores.length[~scores.truncated].float()
-        values = {
-            "reward": reward.mean(),
-            "reward_std": deviation.mean(),
-            "frac_reward_zero_std": (deviation == 0).float().mean(),
-            "completions/mean_length": length.mean(),
-            "completions/min_length": length.min(),
-            "completions/max_length": length.max(),
-            "completions/clipped_ratio": scores.truncated.float().mean(),
-            "completions/mean_terminated_length": ended.mean() if len(ended) else torch.zeros(()),
-            "tokens/generated": gather(length.new_full((1,), self._generated)).sum(),
-            "tokens/trained": gather(self._learned(collected, weight).sum()[None].float()).sum(),
-        }
-        for number, name in enumerate(learner.rewards):
-            part = scores.parts[:, number]
-            part = part[~part.isnan()]
-            values |= {f"rewards/{name}/mean": part.mean(), f"rewards/{name}/std": part.std()}
-            right = scores.parts[:, number] >= 1
-            if number == 0 and right.any() and not right.all():
-                values |= {"length/right": length[right].mean(), "length/wrong": length[~right].mean()}
-        if scores.entropy is not None:
-            values["entropy"] = scores.entropy.mean()
+    def _report(self, scores: Scores, collected: Collected, weight: Tensor, learned: Tensor) -> None:
+        learner, device = self.learner, weight.device
+        counts = torch.tensor([[self._generated, int(learned.sum())]], device=device)
+        generated, trained = gather(counts).sum(0).tolist()
+        self._generated = 0
+        values = rollout_metrics(scores, list(learner.rewards))
+        self.metrics |= {name: float(value) for name, value in values.items()}
+        self.metrics |= {"tokens/generated": float(generated), "tokens/trained": float(trained)}
         old, sampled = collected.tokens.old, collected.rollout.sampled
         if old is not None and sampled is not None:
-            gap = ((old - sampled).abs() * weight).sum() / weight.sum().clamp(min=1)
-            values["sampling/logp_difference"] = gather(gap[None]).mean()
-        self.metrics |= {name: float(value) for name, value in values.items()}
+            gap = torch.stack([((old - sampled).abs() * weight).sum(), weight.sum()])
+            total, count = gather(gap[None]).sum(0)
+            self.metrics["sampling/logp_difference"] = float(total / count.clamp(min=1))
         for shown in (learner.advantage, *learner.selection):
             self.metrics |= shown.metrics()
-        self._generated = 0
         seconds, self._seconds = dict(self._seconds), defaultdict(float)
         self.metrics |= {f"time/{phase}": value for phase, value in seconds.items()}
         if whole := sum(seconds.values()):
             self.metrics["time/share_of_generation"] = seconds.get("generation", 0.0) / whole
-        if self.metrics["frac_reward_zero_std"] == 1:
+        if "reward" not in self.metrics:
+            rank_zero_warn("no completion could be scored: nothing to learn from in this rollout")
+        elif self.metrics.get("frac_reward_zero_std") == 1:
             rank_zero_warn("all completions of each prompt have the same reward: nothing to learn from in this rollout")
-
-    def _learned(self, collected: Collected, weight: Tensor) -> Tensor:
-        """The tokens that have a gradient, [b, T] bool."""
-        return (weight > 0) & ((collected.advantage != 0) | self.learner.learns_without_advantage)
-
-    def _table(
-        self, samples: Sequence[Sample], reward: Tensor, parts: Tensor, advantage: Tensor, learned: Tensor
-    ) -> list[dict[str, Any]]:
-        """A row for each completion of this rank."""
-        rows = []
-        columns = (reward.tolist(), parts.tolist(), advantage.tolist(), learned.sum(1).tolist())
-        for sample, total, each, value, trained in zip(samples, *columns, strict=True):
-            known = {"id": sample.prompt.id, "prompt": sample.prompt.text, "completion": sample.text}
-            named = dict(zip(self.learner.rewards, each, strict=True))
-            rows.append(
-                {
-                    **known,
-                    "answer": sample.prompt.answer,
-                    "reward": total,
-                    **{f"rewards/{name}": one for name, one in named.items()},
-                    "advantage": value,
-                    "tokens": sample.tokens,
-                    "tokens trained": trained,
-                }
-            )
-        return rows
 
     def take_metrics(self) -> dict[str, float]:
         """What there is to log of a rollout that has just been made; it is given once."""
@@ -453,11 +417,12 @@ class Experience:
             self._next = state["next"]
 
     def buffer(self) -> dict[str, Any] | None:
-        """What is left of this rank's rollout, as tensors, numbers, dicts and lists."""
+        """What is left of this rank's rollout, as tensors on the CPU, numbers, dicts and lists."""
         collected = self._collected
         if collected is None or self._next == len(collected.slots):
             return None
-        return {
+        state = {
+            "cut": self._cut_by,
             "rollout": collected.rollout._asdict(),
             "advantage": collected.advantage,
             "tokens": collected.tokens._asdict(),
@@ -465,8 +430,20 @@ class Experience:
             "extra": collected.extra,
             "slots": [slot._asdict() for slot in collected.slots],
         }
+        return cast(dict[str, Any], _to(state, torch.device("cpu")))
+
+    @property
+    def _cut_by(self) -> list[int]:
+        return [self.learner.num_iterations, self.learner.minibatches, self.pieces]
 
     def load_buffer(self, state: dict[str, Any], device: torch.device) -> None:
+        """Raises ``ValueError`` if the rollout was cut in another way than this run's."""
+        if state["cut"] != self._cut_by:
+            raise ValueError(
+                "the checkpoint was saved in the middle of a rollout with num_iterations, minibatches and "
+                f"accumulate_grad_batches {state['cut']}, now they are {self._cut_by}: set them back, or start anew "
+                "from its weights by policy.init_from"
+            )
         state = _to(state, device)
         self._collected = Collected(
             Rollout(**state["rollout"]),

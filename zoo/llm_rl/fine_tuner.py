@@ -6,20 +6,20 @@ from typing import Any
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from datamodules.loaders import ResumableLoader
 from zoo.catalogue import register
 from zoo.distributed import gather, gather_objects
 from zoo.language.models import LanguageModel
-from zoo.llm_rl.advantages import Advantage, GroupAdvantage, TokenAdvantage
+from zoo.llm_rl.advantages import Advantage, Gdpo, GroupAdvantage, TokenAdvantage
 from zoo.llm_rl.auxiliary import Auxiliary
 from zoo.llm_rl.batches import Minibatch, Rollout
 from zoo.llm_rl.critic import Critic
 from zoo.llm_rl.experience import Experience
 from zoo.llm_rl.objectives import ClippedSurrogate
-from zoo.llm_rl.rewards import Reward
+from zoo.llm_rl.rewards import Reward, SoftOverlong
 from zoo.llm_rl.rollouts import Generation, RolloutSource
 from zoo.llm_rl.selection import DynamicSampling, Selection
 from zoo.llm_rl.solver import Solver
@@ -48,7 +48,8 @@ class PolicyFineTuner(Solver):
     Logged under the names that TRL has, with ``train/`` in front; see the method card.
 
     Args:
-        policy: the language model that learns, with pretrained weights.
+        policy: the language model that learns, with pretrained weights; the network's own dropout is turned off,
+            as the probabilities of a completion would differ from one pass to the next.
         rewards: what scores completions, by name.
         rollout: where completions come from; default: 8 of the policy's own.
         advantage: how rewards are compared; default: GRPO's.
@@ -112,6 +113,20 @@ class PolicyFineTuner(Solver):
                 f"rollout.group_size={self.rollout.group_size}: {type(self.advantage).__name__} compares completions "
                 "of a prompt (num_generations), so there must be at least 2"
             )
+        if self.objective.correction is not None and not self.rollout.keep_log_probs:
+            raise ValueError("objective.correction needs rollout.keep_log_probs: true, what it is to correct for")
+        in_reward = self.needs_reference and self.objective.kl is not None and self.objective.kl.placement == "reward"
+        if isinstance(self.advantage, Gdpo) and (in_reward or auxiliary is not None):
+            raise ValueError(
+                "advantage Gdpo standardises each reward alone, so a penalty in their sum, or an auxiliary's change of "
+                "it, would be lost: put the penalty into the loss, or use GroupAdvantage"
+            )
+        for name, reward in rewards.items():
+            if isinstance(reward, SoftOverlong) and reward.max_length != self.rollout.sampling.max_new_tokens:
+                rank_zero_warn(
+                    f"rewards.{name}.max_length is {reward.max_length}, but completions have at most "
+                    f"{self.rollout.sampling.max_new_tokens} tokens (rollout.max_new_tokens)"
+                )
         for part in (self.rollout, self.auxiliary):
             if part is not None:
                 part.check(self)
@@ -127,7 +142,7 @@ class PolicyFineTuner(Solver):
     def configure_model(self) -> None:
         if self._trainer is None:
             return  # a checkpoint, which is being loaded, builds the network
-        self.policy.build()
+        self.policy.build().without_dropout()
         fit, start = self.trainer.state.fn == "fit", self.needs_reference or self.rollout.needs_start
         if fit and start and self.policy.lora is None and not self._reference:
             self._reference.append(deepcopy(self.policy).requires_grad_(False).eval())
@@ -189,6 +204,14 @@ class PolicyFineTuner(Solver):
         """Prompts, completions, rewards and advantages of a rollout that has just been made; given once."""
         assert self._experience is not None
         return self._experience.take_table()
+
+    def on_validation_start(self) -> None:
+        if self._experience is not None:
+            self._experience.pause()
+
+    def on_validation_end(self) -> None:
+        if self._experience is not None:
+            self._experience.go_on()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         if self._experience is not None:

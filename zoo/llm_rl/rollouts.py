@@ -26,6 +26,7 @@ class RolloutSource(ABC):
 
     group_size: int
     sampling: Sampling
+    keep_log_probs: bool = False
     number: int = 0
     models: Sequence[LanguageModel] = ()
     needs_start: bool = False

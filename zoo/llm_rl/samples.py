@@ -28,8 +28,11 @@ class SampleTable(Callback):
         self.every_n_steps, self.shown = every_n_steps, shown
         self._next = 0
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._next = trainer.global_step
+    def state_dict(self) -> dict[str, int]:
+        return {"next": self._next}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self._next = state_dict["next"]
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         rows = pl_module.sample_rows()  # type: ignore[operator]
