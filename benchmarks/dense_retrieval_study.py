@@ -13,7 +13,7 @@ import argparse
 import csv
 from pathlib import Path
 
-from studies import mean, paired, run_once
+from studies import mean, paired, run_once, write_study
 
 ARMS: dict[str, tuple[str, ...] | None] = {
     "(a) stage two alone": None,
@@ -88,14 +88,8 @@ def main() -> None:
                 paired(known, compared) if compared and found is not reference else "",
             ]
         lines.append(f"| {arm} | " + " | ".join(cells) + " |")
-    file = Path(args.run_dir) / f"study_{args.set}.md"
-    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    with file.with_suffix(".csv").open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, fieldnames=["arm", "seed", *names])
-        writer.writeheader()
-        for arm, found in rows.items():
-            writer.writerows({"arm": arm, "seed": seed, **row} for seed, row in zip(args.seeds, found, strict=True))
-    print("\n" + "\n".join(lines) + f"\n\n{file}")
+    runs = {arm: dict(zip(args.seeds, found, strict=True)) for arm, found in rows.items()}
+    write_study(Path(args.run_dir) / f"study_{args.set}.csv", runs, "\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import argparse
 import csv
 from pathlib import Path
 
-from studies import finished, paired, run_once, with_interval
+from studies import finished, paired, run_once, with_interval, write_study
 
 START, REFERENCE = "before", "GRPO"
 ARMS = {
@@ -90,15 +90,7 @@ def main() -> None:
         config = ARMS[arm]
         folders = {seed: finished(args.run_dir, f"{config}_{seed}") for seed in args.seeds}
         found[arm] = {seed: read(folder) for seed, folder in folders.items() if folder is not None}
-    file = Path(args.run_dir) / "study.csv"
-    with file.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, fieldnames=["method", "seed", *FIGURES])
-        writer.writeheader()
-        for arm, by_seed in found.items():
-            writer.writerows({"method": arm, "seed": seed, **row} for seed, row in by_seed.items())
-    text = table(found, args.seeds)
-    file.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
-    print(f"\n{text}\n\n{file}")
+    write_study(Path(args.run_dir) / "study.csv", found, table(found, args.seeds))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from studies import mean, paired, run_once
+from studies import mean, paired, run_once, write_study
 
 SCORES = ("balanced_accuracy", "auc", "f1", "accuracy")
 REFERENCE = "baseline, equal budget"
@@ -97,15 +97,8 @@ def main() -> None:
     for seed in args.seeds:
         for arm, rows in scores.items():
             rows.append(read(fit(arm, args, seed)))
-    file = Path(args.run_dir) / f"study_{args.set}.csv"
-    with file.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, fieldnames=["arm", "seed", *SCORES])
-        writer.writeheader()
-        for arm, rows in scores.items():
-            writer.writerows({"arm": arm, "seed": seed, **row} for seed, row in zip(args.seeds, rows, strict=True))
-    text = table(scores, len(args.seeds))
-    file.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
-    print(f"\n{text}\n\n{file}")
+    found = {arm: dict(zip(args.seeds, rows, strict=True)) for arm, rows in scores.items()}
+    write_study(Path(args.run_dir) / f"study_{args.set}.csv", found, table(scores, len(args.seeds)))
 
 
 if __name__ == "__main__":

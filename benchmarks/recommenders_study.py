@@ -12,7 +12,7 @@ import argparse
 import csv
 from pathlib import Path
 
-from studies import finished, mean, paired, run_once
+from studies import finished, mean, paired, run_once, write_study
 
 SCORES = ("hr@10", "ndcg@10", "hr@20", "ndcg@20")
 REFERENCE = "SASRec: no contrastive loss"
@@ -112,15 +112,7 @@ def main() -> None:
     for arm in [*COUNTED, *args.methods]:
         runs = {seed: finished(args.run_dir, name_of(args, arm, seed)) for seed in args.seeds}
         scores[arm] = {seed: read(folder) for seed, folder in runs.items() if folder is not None}
-    file = Path(args.run_dir) / f"study_{args.set}.csv"
-    with file.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, fieldnames=["method", "seed", *SCORES])
-        writer.writeheader()
-        for arm, by_seed in scores.items():
-            writer.writerows({"method": arm, "seed": seed, **row} for seed, row in by_seed.items())
-    text = table(scores, args.seeds)
-    file.with_suffix(".md").write_text(text + "\n", encoding="utf-8")
-    print(f"\n{text}\n\n{file}")
+    write_study(Path(args.run_dir) / f"study_{args.set}.csv", scores, table(scores, args.seeds))
 
 
 if __name__ == "__main__":

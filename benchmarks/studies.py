@@ -1,7 +1,8 @@
 """What the studies share: runs that are done once, and differences paired by seed."""
 
+import csv
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from zoo.startup import light_imports
@@ -49,3 +50,15 @@ def with_interval(values: Sequence[float], sign: str = "") -> str:
 def paired(values: Sequence[float], reference: Sequence[float]) -> str:
     """The mean difference with its interval over the seeds."""
     return with_interval([a - b for a, b in zip(values, reference, strict=True)], "+")
+
+
+def write_study(file: Path, runs: Mapping[str, Mapping[int, Mapping[str, float | None]]], table: str) -> None:
+    """The figures of each method and seed as ``file`` (.csv), the table beside it as Markdown and on the screen."""
+    names = next(list(row) for by_seed in runs.values() for row in by_seed.values())
+    with file.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, fieldnames=["method", "seed", *names])
+        writer.writeheader()
+        for method, by_seed in runs.items():
+            writer.writerows({"method": method, "seed": seed, **row} for seed, row in by_seed.items())
+    file.with_suffix(".md").write_text(table + "\n", encoding="utf-8")
+    print(f"\n{table}\n\n{file}")

@@ -90,7 +90,8 @@ def alone() -> Iterator[None]:
 @pytest.mark.parametrize("lora", [False, True])
 def test_lightning_shards_steps_saves_and_goes_on(tmp_path: Path, lora: bool) -> None:
     from lightning.pytorch import LightningModule, Trainer
-    from lightning.pytorch.strategies import ModelParallelStrategy
+
+    from zoo.strategies import FSDP2Strategy
 
     class Method(LightningModule):
         def __init__(self) -> None:
@@ -112,7 +113,7 @@ def test_lightning_shards_steps_saves_and_goes_on(tmp_path: Path, lora: bool) ->
         trainer = Trainer(
             accelerator="cpu",
             devices=1,
-            strategy=ModelParallelStrategy(save_distributed_checkpoint=False),
+            strategy=FSDP2Strategy(),
             max_steps=steps,
             logger=False,
             enable_checkpointing=False,

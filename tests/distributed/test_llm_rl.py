@@ -1,11 +1,13 @@
 """Two gloo processes under DDP against one with all prompts: the same rollouts, advantages, selection and weights."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.distributed.tensor import DTensor
 
 from tests.llm_rl.conftest import Policy, policy, weights  # noqa: F401  (fixtures)
 from tests.llm_rl.test_fine_tuner import fit, parameters, tuner
@@ -16,6 +18,7 @@ from zoo.llm_rl.d3s import D3S
 from zoo.llm_rl.kl import Kl
 from zoo.llm_rl.objectives import ClippedSurrogate
 from zoo.llm_rl.selection import Selection, TopEntropy
+from zoo.strategies import FSDP2Strategy
 
 
 class OneRankAlone(Selection):
@@ -72,3 +75,29 @@ def test_two_ranks_learn_what_one_learns(
     start = tuner(policy, lora)
     start.policy.build()
     assert (one - parameters(start)).norm() > 0.01
+
+
+@pytest.mark.parametrize("lora", [None, Lora(4, 8, 0.0)], ids=["full", "lora"])
+def test_two_ranks_with_half_the_weights_each_learn_what_one_learns(
+    lora: Lora | None,
+    policy: Policy,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    on_two_ranks: Callable[[Callable[[int], object]], list[Any]],
+) -> None:
+    parts: dict[str, Any] = {"objective": ClippedSurrogate(kl=Kl(0.1)), "num_iterations": 2}
+
+    def sharded(rank: int) -> object:
+        about = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+        about |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": 0, "TORCHELASTIC_RUN_ID": "test"}
+        for name, value in about.items():
+            monkeypatch.setenv(name, str(value))
+        model = tuner(policy, lora, **parts)
+        fit(model, 4, batch_size=3, devices=2, strategy=FSDP2Strategy())
+        learned = [p.detach() for p in model.parameters() if p.requires_grad]
+        assert all(isinstance(p, DTensor) for p in learned)
+        return torch.cat([p.full_tensor().flatten() for p in learned if isinstance(p, DTensor)])
+
+    one = tuner(policy, lora, **parts)
+    fit(one, 4, batch_size=6)
+    for two in on_two_ranks(sharded):
+        torch.testing.assert_close(two, parameters(one), atol=2e-5, rtol=0)

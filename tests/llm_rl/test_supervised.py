@@ -291,11 +291,12 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("alone")
 def test_shards_learn_and_validate_as_the_whole() -> None:
-    from lightning.pytorch.strategies import ModelParallelStrategy
     from torch.distributed.tensor import DTensor
 
+    from zoo.strategies import FSDP2Strategy
+
     whole, expected = fit(2)
-    sharded, found = fit(2, strategy=ModelParallelStrategy(save_distributed_checkpoint=False))
+    sharded, found = fit(2, strategy=FSDP2Strategy())
     shards = found.language_model.network.state_dict()
     for name, value in expected.language_model.network.state_dict().items():
         assert isinstance(shards[name], DTensor)

@@ -13,7 +13,7 @@ from zoo.language.configs import position_limit
 from zoo.language.loading import load
 from zoo.language.masks import mask_for
 from zoo.language.tokenizers import TokenizerMaker, from_json, require_eos, to_json
-from zoo.pretrained import load as load_state
+from zoo.pretrained import read_state
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -166,7 +166,7 @@ class LanguageModel(nn.Module):
     def _make_tokenizer(self, maker: TokenizerMaker, texts: Iterable[str] | None) -> "PreTrainedTokenizerBase | None":
         """That of the weights to start from, else a new one: another order of tokens would make nonsense of weights."""
         for name in self.init_from:
-            text = checkpoints.describe(load_state(name))["tokenizer"]
+            text = checkpoints.describe(read_state(name))["tokenizer"]
             if text is not None:
                 return from_json(text)
         if self.init_from:
@@ -183,14 +183,14 @@ class LanguageModel(nn.Module):
     def shard(self, mesh: "DeviceMesh") -> Self:
         """Split the weights over the ranks of a mesh (FSDP2), layer by layer; after ``build()``, with LoRA or without.
 
-        To be called in ``configure_model`` under Lightning's ModelParallelStrategy.
+        To be called in ``configure_model`` under ``zoo.strategies.FSDP2Strategy``.
         """
         from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
         if torch.distributed.is_initialized() and mesh.size() != torch.distributed.get_world_size():
             raise ValueError(
-                f"the weights would be split over {mesh.size()} of {torch.distributed.get_world_size()} ranks: set the "
-                "strategy's data_parallel_size to the number of ranks and its tensor_parallel_size to 1"
+                f"the weights would be split over {mesh.size()} of {torch.distributed.get_world_size()} ranks: use "
+                "the strategy zoo.strategies.FSDP2Strategy, or set data_parallel_size and tensor_parallel_size (1)"
             )
         layers = set(self._built()._no_split_modules or ())
         for module in self.network.modules():
