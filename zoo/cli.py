@@ -16,19 +16,27 @@ import yaml
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from datamodules.streams import key
 from zoo import catalogue
 from zoo.callbacks import Figures, KeepLast, PredictionTable, StepSeed, Summary, Throughput
-from zoo.pretrained import locate
-from zoo.run_folder import RunLogger, find_checkpoint, version_of
+from zoo.callbacks.wandb import finish_wandb, name_run, send_sequence, wandb_finished
+from zoo.checkpoint_io import is_exported, mismatch, read
+from zoo.pretrained import STARTS, DoesNotFit, locate, take
+from zoo.run_folder import RunLogger, agent_version, find_checkpoint, version_of
 from zoo.tasks import HasTasks, LearnsTasks, SequenceState, TaskStart, announce, missing, show, task_folders, task_of
 
 
 class ZooParser(LightningArgumentParser):
     """Says what is wrong without a page of usage, and adds the closest names to an unknown key or class."""
+
+    def parse_args(self, args: Sequence[str] | None = None, *more: Any, **settings: Any) -> Any:
+        """As the parser's, which hands null of an argument of a part of a part on as the word None."""
+        if isinstance(args, list):
+            args = [f"{word[:-4]}null" if isinstance(word, str) and word.endswith("=None") else word for word in args]
+        return super().parse_args(args, *more, **settings)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if "Did you mean" not in message:
@@ -45,8 +53,8 @@ class SaveConfig(SaveConfigCallback):
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         config = yaml.safe_load(self.parser.dump(self.config, skip_unset=False))
         for logger in trainer.loggers:
-            if type(logger).__name__ == "WandbLogger":
-                logger.experiment.config.update({"cli": config}, allow_val_change=True)  # type: ignore[attr-defined]
+            if isinstance(logger, WandbLogger):
+                logger.experiment.config.update({"cli": config}, allow_val_change=True)
 
 
 class ZooCLI(LightningCLI):
@@ -93,8 +101,20 @@ class ZooCLI(LightningCLI):
             elif found is None:
                 self.parser.error(f"ckpt_path: no {which}.ckpt below {self._runs}; fit first or give a file")
             config["ckpt_path"] = None if found is None else str(found)
-        elif config.get("ckpt_path") and not Path(config["ckpt_path"]).exists():
-            self.parser.error(f"ckpt_path: {config['ckpt_path']!r} does not exist; give a file, last or best")
+        elif config.get("ckpt_path"):
+            config["ckpt_path"] = self._located(config["ckpt_path"])
+
+    def _located(self, name: str) -> str:
+        """The file or folder that a checkpoint's name stands for."""
+        path = Path(name)
+        if not path.exists():
+            try:
+                path = locate(name)
+            except (OSError, ValueError) as error:
+                self.parser.error(f"ckpt_path: {name!r} does not exist; give a file, last or best ({error})")
+        if self.subcommand == "fit" and _holds_weights_only(path):
+            self.parser.error(f"ckpt_path: {name} holds weights only; start from it by model.init_args.init_from")
+        return str(path)
 
     @property
     def _runs(self) -> Path:
@@ -110,7 +130,7 @@ class ZooCLI(LightningCLI):
         model = self.config_dump["model"]
         plain = {"_class_path": model["class_path"], "_instantiator": "lightning.pytorch.cli.instantiate_module"}
         # a checkpoint brings its own weights: it must not ask again for those that its run started from
-        start = dict.fromkeys(("init_from", "official_checkpoint") & model.get("init_args", {}).keys())
+        start = dict.fromkeys(STARTS & model.get("init_args", {}).keys())
         self.model.save_hyperparameters({**plain, **model.get("init_args", {}), **start}, logger=False)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -124,10 +144,15 @@ class ZooCLI(LightningCLI):
             return False
         others = [] if given in (None, True) else given if isinstance(given, list) else [given]
         if self.sequence is not None:
-            return [RunLogger(self.sequence.parent, self.sequence.name, f"task_{self._task:02d}"), *others]
-        checkpoint = self._get(self.config, "ckpt_path")
-        version = version_of(Path(checkpoint), self._runs) if checkpoint else None
-        return [RunLogger(self._runs.parent, self._runs.name, version), *others]
+            run = RunLogger(self.sequence.parent, self.sequence.name, f"task_{self._task:02d}")
+        else:
+            checkpoint = self._get(self.config, "ckpt_path")
+            version = version_of(Path(checkpoint), self._runs) if checkpoint else agent_version()
+            run = RunLogger(self._runs.parent, self._runs.name, version)
+        for logger in others:
+            if isinstance(logger, WandbLogger):
+                name_run(logger, Path(run.log_dir))
+        return [run, *others]
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         monitor, fits = self._get(self.config, "monitor"), self.subcommand == "fit"
@@ -165,6 +190,8 @@ class ZooCLI(LightningCLI):
             kwargs["return_predictions"] = False  # PredictionTable writes them as they come
         if subcommand in ("validate", "test"):
             kwargs["verbose"] = False  # Summary shows the same, once
+        if kwargs.get("ckpt_path") and _holds_weights_only(Path(kwargs["ckpt_path"])):
+            kwargs["ckpt_path"] = None  # they are in the model already
         return kwargs
 
     @property
@@ -189,6 +216,20 @@ class ZooCLI(LightningCLI):
         return best.best_model_path or None if best is not None else None
 
     def _run_subcommand(self, subcommand: str) -> None:
+        checkpoint = self._get(self.config, "ckpt_path")
+        try:
+            if checkpoint and _holds_weights_only(Path(checkpoint)):
+                take(self.model, read(Path(checkpoint)), checkpoint)
+            self._run_whole(subcommand)
+        except (RuntimeError, ValueError) as error:
+            if checkpoint and Path(checkpoint).is_file() and "loading state_dict" in str(error):
+                reason = mismatch(self.model.state_dict(), read(Path(checkpoint)).state)
+                self.parser.error(f"ckpt_path: {checkpoint} does not fit {type(self.model).__name__}: {reason}")
+            if isinstance(error, DoesNotFit):
+                self.parser.error(f"ckpt_path: {error}")
+            raise
+
+    def _run_whole(self, subcommand: str) -> None:
         if not isinstance(self.model, LearnsTasks):
             super()._run_subcommand(subcommand)
             return
@@ -217,6 +258,7 @@ class ZooCLI(LightningCLI):
 
     def _begin_task(self, index: int) -> None:
         """A model, a Trainer and random streams for one task, all made anew; the data stay."""
+        finish_wandb()  # each task is a W&B run of its own
         self._task, data = index, self.datamodule
         if self._seed is not None:
             seed_everything(self._seed, workers=True, verbose=False)
@@ -245,6 +287,7 @@ class ZooCLI(LightningCLI):
             self.trainer.test(self.model, data, ckpt_path=self._best, weights_only=True, verbose=False)
             if self.trainer.is_global_zero:
                 show(sequence, index + 1, self.model)
+                send_sequence(self.trainer, sequence)
                 state.complete(index, data)
 
     def _test_tasks(self, sequence: Path) -> None:
@@ -270,9 +313,15 @@ def run(args: Sequence[str] | None = None, *, execute: bool = True) -> ZooCLI:
     With ``execute=False`` the words name no subcommand and only the objects are built.
     """
     quiet_known_warnings()
-    catalogue.import_families()
     stay_offline_without_wandb_account()
-    return ZooCLI(
+    with wandb_finished():
+        return build(ZooCLI, args, execute=execute)
+
+
+def build(kind: type[ZooCLI], args: Sequence[str] | None, *, execute: bool = True) -> ZooCLI:
+    """The command line as ``run`` has it, of any kind of ZooCLI."""
+    catalogue.import_families()
+    return kind(
         LightningModule,
         LightningDataModule,
         subclass_mode_model=True,
@@ -288,6 +337,11 @@ def run(args: Sequence[str] | None = None, *, execute: bool = True) -> ZooCLI:
         args=None if args is None else with_config_paths(args),
         run=execute,
     )
+
+
+def _holds_weights_only(path: Path) -> bool:
+    """Whether a checkpoint is an exported folder or a file of tensors, which the Trainer cannot read."""
+    return is_exported(path) or path.suffix == ".safetensors"
 
 
 def quiet_known_warnings() -> None:
@@ -334,12 +388,18 @@ def _config_file(name: str) -> str:
         raise SystemExit(f"python -m zoo: error: {error}") from None
 
 
-def stay_offline_without_wandb_account() -> None:
-    """W&B writes to disk alone unless an account is set up: a newcomer is never asked for one."""
+def has_wandb_account() -> bool:
+    """Whether a key for W&B is in the environment or was left by ``wandb login``."""
     netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
-    known = "WANDB_API_KEY" in os.environ or (netrc.is_file() and "wandb" in netrc.read_text(encoding="utf-8"))
-    if not known:
+    return "WANDB_API_KEY" in os.environ or (netrc.is_file() and "wandb" in netrc.read_text(encoding="utf-8"))
+
+
+def stay_offline_without_wandb_account() -> None:
+    """W&B writes to disk alone, and quietly, unless an account is set up: a newcomer is never asked for one."""
+    if not has_wandb_account():
         os.environ.setdefault("WANDB_MODE", "offline")
+    if os.environ.get("WANDB_MODE") == "offline":
+        os.environ.setdefault("WANDB_SILENT", "true")  # the one line that matters is printed at the end
 
 
 def _suggestion(message: str) -> str:

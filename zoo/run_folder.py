@@ -1,6 +1,7 @@
 """The run folder ``runs/<config>/version_<n>/``: its logger, and how a later command finds it again."""
 
 import csv
+import os
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,12 @@ def find_checkpoint(runs: Path, which: str) -> Path | None:
         *runs.glob(f"version_*/task_*/checkpoints/{which}.ckpt"),
     ]
     return max(files, key=lambda file: file.stat().st_mtime, default=None)
+
+
+def agent_version() -> str | None:
+    """``version_<id>`` with the id of the run under a W&B agent: several start at once, and would count alike."""
+    run = os.environ.get("WANDB_RUN_ID")
+    return f"version_{run}" if run and "WANDB_SWEEP_ID" in os.environ else None
 
 
 def version_of(checkpoint: Path, runs: Path) -> str | None:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from datamodules.sources import bundled
 from zoo.cli import ZooCLI, run
-from zoo.pretrained import load
+from zoo.pretrained import read_state
 
 TINY = str(Path(__file__).parent / "tiny.yaml")
 
@@ -41,7 +41,7 @@ def fit(folder: Path, *args: str) -> ZooCLI:
 
 
 def last_weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load(str(folder / "tiny" / "version_0" / "checkpoints" / "last.ckpt"))
+    return read_state(str(folder / "tiny" / "version_0" / "checkpoints" / "last.ckpt"))
 
 
 @pytest.fixture(scope="module")
@@ -90,12 +90,12 @@ def test_a_checkpoint_does_not_need_the_weights_its_run_started_from(
     start.unlink()
     last = tmp_path / "tiny" / "version_0" / "checkpoints" / "last.ckpt"
     model = LightningModule.load_from_checkpoint(last, weights_only=True)
-    expected = load(str(fitted[0] / "tiny" / "version_0" / "checkpoints" / "best.ckpt"))
+    expected = read_state(str(fitted[0] / "tiny" / "version_0" / "checkpoints" / "best.ckpt"))
     assert torch.equal(model.backbone.blocks[0][0].weight, expected["backbone.blocks.0.0.weight"])
 
 
 def test_a_run_folder_is_a_place_to_start_from(fitted: tuple[Path, ZooCLI]) -> None:
-    from_run, from_runs = (load(str(fitted[0] / "tiny" / part)) for part in ("version_0", "."))
+    from_run, from_runs = (read_state(str(fitted[0] / "tiny" / part)) for part in ("version_0", "."))
     assert from_run.keys() == from_runs.keys()
     assert "backbone.blocks.0.0.weight" in from_run
 
@@ -166,6 +166,13 @@ def test_mistakes_are_named_with_the_nearest_right_word(
         fit(tmp_path, *args)
     assert exit_code.value.code == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("null", ["null", "None"])
+def test_a_part_of_a_part_takes_null(null: str, tmp_path: Path) -> None:
+    words = ["--config", "llm_rl/sft_stack", "--run_dir", str(tmp_path)]
+    cli = run([*words, f"--model.init_args.language_model.init_args.init_from={null}"], execute=False)
+    assert cli.model.language_model.init_from == []
 
 
 def test_an_unknown_config_is_named_with_the_nearest(tmp_path: Path) -> None:

@@ -6,14 +6,14 @@ from time import perf_counter
 
 import pytest
 
-HEAVY = ("transformers", "timm", "faiss", "wandb")
+HEAVY = ("transformers", "timm", "faiss", "wandb", "optuna")
 
 
 def python(code: str) -> str:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
 
 
-@pytest.mark.parametrize("args", [["--help"], ["fit", "--help"], ["list"], ["gallery", "--help"]])
+@pytest.mark.parametrize("args", [["--help"], ["fit", "--help"], ["list"], ["gallery", "--help"], ["sweep", "--help"]])
 def test_help_and_list_import_nothing_heavy(args: list[str]) -> None:
     printed = python(
         "import sys\nfrom zoo.__main__ import main\n"

@@ -12,7 +12,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
 from zoo.cli import ZooCLI, run
-from zoo.pretrained import load
+from zoo.pretrained import read_state
 
 CONFIG = str(Path(__file__).parent / "sequence.yaml")
 ER = ("--model.init_args.compatibility=null", "--model.init_args.classifier", "LearnableClassifier")
@@ -80,10 +80,10 @@ def test_a_sequence_leaves_its_tasks_state_matrix_and_picture(fitted: Path) -> N
 
 
 def test_a_checkpoint_holds_neither_the_previous_model_nor_the_prototypes(fitted: Path) -> None:
-    state = load(str(fitted))  # the last task's
+    state = read_state(str(fitted))  # the last task's
     assert not [key for key in state if "previous" in key or "prototypes" in key]
     assert state["classifier.identity"].tolist()[2:] == [0, 12, 0]
-    first = load(str(fitted / "task_00"))
+    first = read_state(str(fitted / "task_00"))
     assert not torch.equal(first["backbone.blocks.0.0.weight"], state["backbone.blocks.0.0.weight"])
 
 
@@ -103,7 +103,7 @@ def test_a_run_killed_within_a_task_ends_with_the_same_matrix(
     fit(tmp_path, "--ckpt_path", "last")
     assert matrix(sequence) == matrix(fitted)
     assert not (tmp_path / "sequence" / "version_1").exists()
-    ended, expected = load(str(sequence)), load(str(fitted))
+    ended, expected = read_state(str(sequence)), read_state(str(fitted))
     assert all(torch.equal(value, ended[name]) for name, value in expected.items())
 
 
@@ -143,7 +143,7 @@ def test_er_drops_a_replacements_head_and_validates_and_predicts_after_it(fitted
     start = f"--model.init_args.pretrained=[{fitted}]"
     fit(tmp_path, *ER, "--model.init_args.replace_at=[1]", start, "--data.init_args.classes=[0,8]")
     sequence = tmp_path / "sequence" / "version_0"
-    assert load(str(sequence / "task_01"))["classifier.weight"].shape == (8, 24)
+    assert read_state(str(sequence / "task_01"))["classifier.weight"].shape == (8, 24)
     assert len(matrix(sequence)) == 3
     cli = run(
         [
@@ -159,8 +159,8 @@ def test_a_task_starts_from_the_weights_it_should(fitted: Path, tmp_path: Path) 
     more = ("--model.init_args.optimizer.init_args.lr=0", "--model.init_args.replace_at=[1]")
     fit(tmp_path, *more, f"--model.init_args.pretrained=[{server(tmp_path)}]", "--data.init_args.classes=[0,12]")
     sequence = tmp_path / "sequence" / "version_0"
-    states = [load(str(sequence / f"task_{number:02d}")) for number in range(3)]
-    pretrained = load(str(server(tmp_path)))
+    states = [read_state(str(sequence / f"task_{number:02d}")) for number in range(3)]
+    pretrained = read_state(str(server(tmp_path)))
     name = "backbone.blocks.0.0.weight"
     assert torch.equal(states[1][name], pretrained[name])
     assert not torch.equal(states[0][name], pretrained[name])
@@ -176,8 +176,8 @@ def test_hoc_follows_the_new_model_or_the_last_fine_tuned_one_at_a_replacement(t
         option = f"--model.init_args.compatibility.init_args.previous_at_replacement={choice}"
         cli = fit(tmp_path / choice, *words, *more, option)
         previous = cli.model.previous[0].state_dict()[name.removeprefix("backbone.")]
-        first = load(str(cli.sequence / "task_00"))[name]
-        assert torch.equal(previous, load(str(server(tmp_path)))[name]) == same
+        first = read_state(str(cli.sequence / "task_00"))[name]
+        assert torch.equal(previous, read_state(str(server(tmp_path)))[name]) == same
         assert torch.equal(previous, first) != same
 
 

@@ -58,7 +58,7 @@ def test_seed_is_all_there_is(problems):
 
 
 def test_programs_run_and_leave_what_stands_behind_them():
-    splits = StackPrograms(train=2000, val=200, results=True).load()
+    splits = StackPrograms(train=2000, val=200, test=100, results=True).load()
     texts = [prompt.completion for prompt in splits["train"] + splits["val"]]
     assert (len(splits["train"]), len(splits["val"]), len(set(texts))) == (2000, 200, 2200)
     assert all(prompt.text == "" for prompt in splits["train"])

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from datamodules.sources import bundled
+from zoo import rebuilding
 from zoo.__main__ import main
 from zoo.retrieval.embedder import Embedder, state_digest
 from zoo.retrieval.gallery import Gallery
@@ -53,6 +54,12 @@ def checkpoint(file: Path, prototypes: int = 0, seed: int = 0, form: dict[str, A
     file.parent.mkdir(parents=True, exist_ok=True)
     torch.save(content if form is None else content | {"image_form": form}, file)
     return str(file)
+
+
+@pytest.fixture(autouse=True)
+def trusted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model of these tests may be rebuilt."""
+    monkeypatch.setattr(rebuilding, "TRUSTED", (*rebuilding.TRUSTED, __name__.partition(".")[0]))
 
 
 @pytest.fixture

@@ -7,5 +7,15 @@ from zoo.callbacks.retrieval import RetrievalCallback
 from zoo.callbacks.seeding import StepSeed
 from zoo.callbacks.summary import Summary
 from zoo.callbacks.throughput import Throughput
+from zoo.callbacks.wandb import WandbFiles
 
-__all__ = ["Figures", "KeepLast", "PredictionTable", "RetrievalCallback", "StepSeed", "Summary", "Throughput"]
+__all__ = [
+    "Figures",
+    "KeepLast",
+    "PredictionTable",
+    "RetrievalCallback",
+    "StepSeed",
+    "Summary",
+    "Throughput",
+    "WandbFiles",
+]

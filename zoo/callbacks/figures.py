@@ -48,22 +48,41 @@ class Figures(Callback):
                 save_figure(folder, name, figure)
 
 
+def read_curves(metrics: Path) -> dict[str, list[tuple[int, float]]]:
+    """The points (step, value) of every column of a ``metrics.csv``; a line that is still being written is left out."""
+    curves: dict[str, list[tuple[int, float]]] = {}
+    with metrics.open(newline="", encoding="utf-8") as stream:
+        lines = csv.DictReader(stream)
+        for row in lines:
+            if None in row or None in row.values():
+                continue
+            try:
+                for column, value in row.items():
+                    if value and column not in ("epoch", "step"):
+                        curves.setdefault(column, []).append((int(row["step"]), float(value)))
+            except (KeyError, ValueError) as error:
+                raise ValueError(f"{metrics}, line {lines.line_num}: no metrics of a run: {error}") from None
+    return curves
+
+
+def is_drawn(column: str) -> bool:
+    """Whether a column of a ``metrics.csv`` is a curve to look at: of training or validation, no interval, no speed."""
+    return column.startswith(("train/", "val/")) and not column.endswith(("_ci95", "_per_second"))
+
+
 def training_curves(metrics: Path) -> "Figure":
     """One panel a quantity of a ``metrics.csv``: ``train/x`` and ``val/x`` share the panel ``x``."""
     from matplotlib.figure import Figure
 
-    with metrics.open(newline="") as stream:
-        rows = list(csv.DictReader(stream))
+    curves = {column: points for column, points in sorted(read_curves(metrics).items()) if is_drawn(column)}
     panels: dict[str, list[str]] = {}
-    for column in rows[0]:
-        stage, _, quantity = column.partition("/")
-        if stage in ("train", "val") and not quantity.endswith(("_ci95", "_per_second")):
-            panels.setdefault(quantity.split("/")[0], []).append(column)
+    for column in curves:
+        panels.setdefault(column.split("/")[1], []).append(column)
     figure = Figure(figsize=(5, 3 * max(len(panels), 1)), layout="constrained")
     axes = figure.subplots(max(len(panels), 1), squeeze=False)[:, 0]
     for ax, (quantity, columns) in zip(axes, panels.items(), strict=False):
         for column in columns:
-            points = [(int(row["step"]), float(row[column])) for row in rows if row[column]]
+            points = curves[column]
             ax.plot(*zip(*points, strict=True), label=column, marker="." if len(points) < 30 else None)
         ax.set(xlabel="optimiser step", ylabel=quantity)
         ax.grid(alpha=0.3)

@@ -12,6 +12,8 @@ from rich.table import Table
 
 from zoo.console import console
 
+FIT_SECONDS = "fit/seconds"
+
 
 @runtime_checkable
 class Reports(Protocol):
@@ -23,7 +25,10 @@ class Reports(Protocol):
 
 
 class Summary(Callback):
-    """Prints a closing table after fit and test, and writes a test's table as ``results.csv``."""
+    """Prints a closing table after fit and test, and writes a test's table as ``results.csv``.
+
+    The seconds of a fit go to the loggers too.
+    """
 
     def __init__(self, monitor: str | None = None) -> None:
         self.monitor = monitor
@@ -41,6 +46,9 @@ class Summary(Callback):
             rows[f"best {self.monitor}"] = f"{best.best_model_score.item():.4f}"
             if last is not None:
                 rows[f"last {self.monitor}"] = f"{last.item():.4f}" + (f" ± {interval:.4f}" if interval else "")
+        seconds = perf_counter() - self._start
+        for logger in trainer.loggers:
+            logger.log_metrics({FIT_SECONDS: seconds}, trainer.global_step)
         self._show(trainer, "fit", rows)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -80,3 +88,28 @@ def write_rows(file: Path, rows: Sequence[dict[str, Any]], append: bool = False)
         if not append:
             writer.writeheader()
         writer.writerows(rows)
+
+
+def read_rows(file: Path) -> list[dict[str, Any]]:
+    """What :func:`write_rows` wrote: whole numbers as int, others as float, empty cells as None, all else as str.
+
+    Raises:
+        ValueError: if a line has another number of cells than the header.
+    """
+    with file.open(newline="", encoding="utf-8") as stream:
+        lines = csv.DictReader(stream)
+        rows = []
+        for row in lines:
+            if None in row or None in row.values():
+                raise ValueError(f"{file}, line {lines.line_num}: not as many cells as the header has")
+            rows.append({name: _value(cell) for name, cell in row.items()})
+    return rows
+
+
+def _value(cell: str) -> int | float | str | None:
+    for kind in (int, float):
+        try:
+            return kind(cell)
+        except ValueError:
+            continue
+    return cell or None

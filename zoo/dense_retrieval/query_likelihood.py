@@ -142,6 +142,11 @@ class QueryLikelihood(PassageRetriever):
         self._given: Hits | None = None
         self._counts: Tensor | None = None
 
+    @property
+    def network(self) -> LanguageModel:
+        """The language model."""
+        return self.language_model
+
     def configure_model(self) -> None:
         if self._trainer is None:
             return  # a checkpoint, which is being loaded, builds the network and knows its tokenizer

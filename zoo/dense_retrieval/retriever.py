@@ -14,6 +14,7 @@ from zoo.catalogue import register
 from zoo.dense_retrieval.embedder import Embedder
 from zoo.dense_retrieval.evaluation import Kind, PassageRetriever
 from zoo.dense_retrieval.losses import contrastive_loss
+from zoo.language.models import LanguageModel
 from zoo.optimization import optimization
 
 
@@ -64,6 +65,11 @@ class DenseRetriever(PassageRetriever):
         self.embedder, self.temperature, self.gather = embedder, temperature, gather
         self.mask_same_document, self.encode_at_once = mask_same_document, encode_at_once
         self.tokenizer_texts, self.optimizer, self.scheduler = tokenizer_texts, optimizer, scheduler
+
+    @property
+    def network(self) -> LanguageModel:
+        """The language model."""
+        return self.embedder.language_model
 
     def configure_model(self) -> None:
         if self._trainer is None:

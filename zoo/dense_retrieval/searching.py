@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from lightning.pytorch import LightningModule
 
 from datamodules.batches import Document
 from datamodules.search import Search
-from zoo import catalogue, pretrained
+from zoo import pretrained
+from zoo.checkpoint_io import EXPERIMENT
 from zoo.dense_retrieval.evaluation import PassageRetriever
 from zoo.dense_retrieval.index import Corpus, CorpusIndex, encode_corpus, weight_norms
 from zoo.experiments import data_of
@@ -86,7 +86,7 @@ def load_retriever(
     """A trained model with its corpus, which is encoded unless the index is there already.
 
     Args:
-        checkpoint: ``.ckpt`` file, run folder or name of the catalogue.
+        checkpoint: anything that :func:`zoo.pretrained.load` takes.
         config: experiment whose data hold the corpus; null for the run's own.
         index: folder of the corpus's vectors; null for ``index`` in the run folder.
         device: where the model runs; ``auto`` takes an accelerator where there is one.
@@ -98,12 +98,13 @@ def load_retriever(
         ValueError: if the checkpoint holds no retriever, the config no corpus, or the index is another model's.
     """
     file = pretrained.locate(checkpoint)
-    run = file.parents[1]
-    if config is None and not (run / "config.yaml").is_file():
-        raise FileNotFoundError(f"{run} has no config.yaml that names a corpus: give config")
-    if index is None and not (run / "config.yaml").is_file():
+    run, exported = file.parents[1], file.is_dir()
+    own = file / EXPERIMENT if exported else run / "config.yaml"
+    if config is None and not own.is_file():
+        raise FileNotFoundError(f"{own.parent} has no {own.name} that names a corpus: give config")
+    if index is None and (exported or not own.is_file()):
         raise ValueError(f"{file} is not in a run folder: give index, a folder for the corpus's vectors")
-    corpus = data_of(config or str(run / "config.yaml"), "Retrieval").data.corpus
+    corpus = data_of(config or str(own), "Retrieval").data.corpus
     model = load_model(file, device)
     rows = torch.arange(len(corpus.ids)).numpy()
     embed = partial(model.embed, kind="passage")
@@ -113,12 +114,8 @@ def load_retriever(
 
 
 def load_model(file: Path, device: str = "auto") -> PassageRetriever:
-    """The retriever of a ``.ckpt`` file, ready to embed."""
-    catalogue.import_families()  # a checkpoint's class is only trusted once it is imported
-    try:
-        model = LightningModule.load_from_checkpoint(file, map_location="cpu", weights_only=True)
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise ValueError(f"{file}: the model cannot be rebuilt from it: {type(error).__name__}: {error}") from error
+    """The retriever of a ``.ckpt`` file or an exported folder, ready to embed."""
+    model = pretrained.load(str(file))
     if not isinstance(model, PassageRetriever):
         raise ValueError(f"{file} holds a {type(model).__name__}, which does not retrieve passages")
-    return model.eval().to(choose_device(device))
+    return model.to(choose_device(device))

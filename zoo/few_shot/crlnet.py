@@ -15,7 +15,7 @@ from zoo.few_shot.crlnet_official import load_official_state
 from zoo.few_shot.evaluation import FewShotModule, check_images
 from zoo.few_shot.heads import Head, class_means, logistic_regression
 from zoo.nn import Backbone
-from zoo.pretrained import load
+from zoo.pretrained import read_state
 
 KShot = Literal["logreg", "mean_cosine", "centroid"]
 
@@ -91,7 +91,7 @@ class CRLNet(FewShotModule):
         self.train(self.training)
 
     def _load_official(self, name: str) -> None:
-        backbone = load_official_state(self.head, load(name))
+        backbone = load_official_state(self.head, read_state(name))
         missing, unexpected = self.backbone.load_state_dict(backbone, strict=False)
         missing = [key for key in missing if not key.endswith("drop.calls")]  # official checkpoints lack them
         if missing or unexpected:

@@ -90,6 +90,11 @@ class FewShotModule(LightningModule):
     own_heads: tuple[str, ...] = ()
     """Names of heads that a subclass scores itself, beside ``heads``."""
 
+    @property
+    def network(self) -> nn.Module:
+        """The backbone."""
+        return self.backbone
+
     def configure_optimizers(self) -> Any:
         return optimization(self, self.optimizer, self.scheduler, self.scheduler_interval)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import Linear
 
-from zoo.pretrained import load
+from zoo.pretrained import read_state
 
 _NETWORK = re.compile(r"(?:^|.*\.)(?:language_model|policy)\.network\.")  # under the names that methods have for it
 
@@ -39,17 +39,22 @@ def _prefix(state: dict[str, Tensor]) -> str:
 
 
 def load_weights(network: Any, name: str, headless: bool) -> None:
+    """``load_state`` of a run folder, checkpoint or exported weights, as for :func:`zoo.pretrained.read_state`."""
+    load_state(network, read_state(name), name, headless)
+
+
+def load_state(network: Any, state: dict[str, Tensor], name: str, headless: bool) -> None:
     """Load the weights of a checkpoint of ours into a network without adapters; adapters are added to its weights.
 
     Args:
         network: of transformers.
-        name: run folder, checkpoint or exported weights, as for :func:`zoo.pretrained.load`.
+        state: the checkpoint's, or that of a file of transformers.
+        name: of the checkpoint, for messages.
         headless: take the weights of a network with a head without it.
 
     Raises:
         ValueError: if the checkpoint holds several networks or another one, or adapters of other weights.
     """
-    state = load(name)
     prefix = _prefix(state)
     weights = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     if headless and (stem := f"{network.base_model_prefix}.") and any(key.startswith(stem) for key in weights):
@@ -67,6 +72,9 @@ def load_weights(network: Any, name: str, headless: bool) -> None:
 
 def _load(network: Any, weights: dict[str, Tensor], name: str) -> None:
     own = network.state_dict()
+    present = {own[key].data_ptr(): value for key, value in weights.items() if key in own}
+    tied = [key for key in own if key not in weights and own[key].data_ptr() in present]  # transformers leaves them out
+    weights = weights | {key: present[own[key].data_ptr()] for key in tied}
     wrong = [key for key in own if key not in weights or weights[key].shape != own[key].shape]
     wrong += [key for key in weights if key not in own]
     if wrong:
@@ -138,8 +146,14 @@ def add_lora(network: Any, lora: dict[str, Any]) -> None:
 
 def merge_lora(network: Any) -> None:
     """Add adapters to the weights that they adapt, and take them out; all weights can be trained again."""
-    for name, layer in _adapted(network):
+    for _, layer in _adapted(network):
         layer.merge()
+    remove_lora(network)
+
+
+def remove_lora(network: Any) -> None:
+    """Take adapters out as if they had never been there; all weights can be trained again."""
+    for name, layer in _adapted(network):
         network.set_submodule(name, layer.get_base_layer())
     network.requires_grad_(True)
     del network.peft_config

@@ -50,6 +50,8 @@ class ExecutionReward(Reward):
         timeout_s: of a test. One that takes longer is run once more, as the machine may have been busy.
     """
 
+    runs_code = ("allow_code_execution",)
+
     def __init__(
         self,
         spec: LanguageSpec,

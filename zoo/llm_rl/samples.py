@@ -49,7 +49,7 @@ class SampleTable(Callback):
                 out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         for logger in trainer.loggers:
             if hasattr(logger, "log_table"):
-                logger.log_table("samples", list(rows[0]), [list(row.values()) for row in rows])
+                logger.log_table("samples", list(rows[0]), [list(row.values()) for row in rows], step=rows[0]["step"])
         if self.shown:
             console().print(_table(rows[:: max(len(rows) // self.shown, 1)][: self.shown]))
 

@@ -66,6 +66,11 @@ class Solver(LightningModule):
         self._rows: list[dict[str, Any]] = []
         self._results: list[dict[str, Any]] = []
 
+    @property
+    def network(self) -> LanguageModel:
+        """The language model."""
+        return self.policy
+
     def encode(self, prompts: Sequence[Prompt]) -> list[list[int]]:
         """Tokens of prompts: in the chat template, or with the tokenizer's BOS, if it has one, in front.
 

@@ -148,6 +148,11 @@ class SupervisedFineTuner(LightningModule):
         self._known: list[tuple[Tensor, Tensor]] = []
         self._results: list[dict[str, Any]] = []
 
+    @property
+    def network(self) -> LanguageModel:
+        """The language model."""
+        return self.language_model
+
     def configure_model(self) -> None:
         if self._trainer is None:
             return  # a checkpoint, which is being loaded, builds the network and knows its tokenizer

@@ -76,6 +76,11 @@ class ImageClassifier(LightningModule):
         self._gathered: dict[str, IndexedMean] = {}
         self._results: list[dict[str, Any]] = []
 
+    @property
+    def network(self) -> nn.Module:
+        """The backbone."""
+        return self.backbone
+
     def parameter_groups(self) -> list[ParameterGroup]:
         """All that is trained."""
         return [ParameterGroup([p for p in self.parameters() if p.requires_grad], 1.0, self.schedule)]

@@ -3,7 +3,7 @@
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
-from zoo.pretrained import load
+from zoo.pretrained import read_state
 
 HEATING_PARTS = ("policy.", "mask.", "objective.")
 
@@ -18,7 +18,7 @@ def start_from(backbone: nn.Module, head: nn.Linear, name: str, reset_head: bool
         ValueError: for a head of another number of classes, naming both, and for tensors without a match.
     """
     state, wrapped = {}, 0
-    for key, value in load(name).items():
+    for key, value in read_state(name).items():
         plain = key.replace("_orig_mod.", "").removeprefix("module.")
         wrapped += plain != key
         state[plain] = value

@@ -67,6 +67,11 @@ class Recommender(NextItem):
             self.encoder.build(num_items)
 
     @property
+    def network(self) -> SequenceEncoder:
+        """The sequence encoder."""
+        return self.encoder
+
+    @property
     def num_items(self) -> int:
         if self.encoder.num_items is None:
             raise RuntimeError("the encoder is not built: give num_items, data or a checkpoint")

@@ -1,18 +1,17 @@
 """A model with all that it needs to turn a user's image files into embeddings."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
 from rich.progress import track
 from torch import Tensor, nn
 
 from datamodules.files import statistics
 from datamodules.images import ImageForm, normalised, read_images
-from zoo import catalogue, pretrained
+from zoo import pretrained
 
 
 class Embedder:
@@ -54,21 +53,17 @@ class Embedder:
         self.space, self.digest = None if space is None else dict(space), digest
 
     @classmethod
-    def from_checkpoint(cls, name: str, device: str = "auto") -> "Embedder":
-        """The model of a run's ``.ckpt`` file, a run folder, or a name of the catalogue.
+    def from_checkpoint(cls, name: str, device: str = "auto", trust: Collection[str] = ()) -> "Embedder":
+        """The model of anything that :func:`zoo.pretrained.load` takes.
 
         Raises:
             FileNotFoundError: if there is no such checkpoint.
             ValueError: if it does not hold what is needed to rebuild the model, or does not say how to read images.
         """
         file = pretrained.locate(name)
-        if file.suffix == ".safetensors":
-            raise ValueError(f"{file} holds weights alone; give the .ckpt file of a run, or construct an Embedder")
-        catalogue.import_families()  # a checkpoint's class is only trusted once it is imported
         try:
-            checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-            form = dict(checkpoint.get("image_form") or {})
-            model = LightningModule.load_from_checkpoint(file, map_location="cpu", weights_only=True)
+            model, content = pretrained.restore(str(file), trust)
+            form = dict(content.extras.get("image_form") or {})
         except Exception as error:  # whatever the model's own code raises
             raise ValueError(f"{file}: the model cannot be rebuilt from it: {type(error).__name__}: {error}") from error
         if not form:
@@ -80,9 +75,9 @@ class Embedder:
             mean, std = form.pop("mean"), form.pop("std")
             image_form = ImageForm(**form)
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{file}: image_form {checkpoint['image_form']} is not valid: {error}") from error
+            raise ValueError(f"{file}: image_form {content.extras['image_form']} is not valid: {error}") from error
         space = getattr(model, "embedding_space", None)
-        return cls(model, image_form, mean, std, space, state_digest(checkpoint["state_dict"]), device)
+        return cls(model, image_form, mean, std, space, state_digest(content.state), device)
 
     @property
     def image_form(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from zoo.catalogue import register
 from zoo.distributed import gather_objects
 from zoo.metrics import IndexedMean
 from zoo.nn import Backbone
-from zoo.pretrained import init_from, load, locate
+from zoo.pretrained import init_from, locate, read_state
 from zoo.retrieval import (
     EmbeddingStore,
     EmbeddingTable,
@@ -75,6 +75,7 @@ class CompatibleRepresentation(LightningModule):
     """
 
     task: Task | None = None
+    exported_state = ("image_form",)
 
     def __init__(
         self,
@@ -115,6 +116,11 @@ class CompatibleRepresentation(LightningModule):
         self._rows: list[dict[str, Any]] = []
         self._gallery: EmbeddingTable | None = None
         self._nearest: list[dict[str, Any]] = []
+
+    @property
+    def network(self) -> nn.Module:
+        """The backbone."""
+        return self.backbone
 
     @property
     def embedding_space(self) -> dict[str, int | str] | None:
@@ -173,11 +179,11 @@ class CompatibleRepresentation(LightningModule):
             classifier.grow(0, task.final_classes)
             for name in self.pretrained:
                 init_from(backbone, name, prefix="backbone.")
-                classifier.adopt(load(name), "classifier.", own=False)
+                classifier.adopt(read_state(name), "classifier.", own=False)
 
     def _take(self, name: str, own: bool) -> None:
         init_from(self.backbone, name, prefix="backbone.")
-        self.classifier.load_state_dict(self.classifier.adopt(load(name), "classifier.", own))
+        self.classifier.load_state_dict(self.classifier.adopt(read_state(name), "classifier.", own))
 
     def train(self, mode: bool = True) -> "CompatibleRepresentation":
         super().train(mode)

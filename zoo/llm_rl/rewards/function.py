@@ -21,6 +21,8 @@ class FunctionReward(Reward):
             may lie in the working directory.
     """
 
+    runs_code = ("path",)
+
     def __init__(self, path: str) -> None:
         self.path, self.function = path, _imported(path)
 

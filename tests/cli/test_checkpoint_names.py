@@ -1,0 +1,109 @@
+"""``--ckpt_path`` by catalogue name and exported folder; what does not fit is one clear error."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import zoo
+from zoo import pretrained
+from zoo.cli import run
+from zoo.exporting import export
+
+CONFIG = "noise_mask/baseline_pneumonia"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``run`` is a run folder of a classifier and ``exported`` what was exported of it."""
+    folder = tmp_path_factory.mktemp("trained")
+    words = ["--model.init_args.backbone.init_args.width=4", "--trainer.logger=false"]
+    model = run(["--config", CONFIG, *words], execute=False).model
+    (folder / "run" / "checkpoints").mkdir(parents=True)
+    content = {
+        "state_dict": model.state_dict(),
+        "hyper_parameters": dict(model.hparams),
+        "pytorch-lightning_version": "2.6.0",
+        "global_step": 5,
+        "epoch": 0,
+    }
+    torch.save(content, folder / "run" / "checkpoints" / "last.ckpt")
+    export(str(folder / "run"), folder / "exported")
+    return folder
+
+
+def command(subcommand: str, checkpoint: str, tmp_path: Path, width: int = 4, classes: int = 2) -> Any:
+    return run(
+        [
+            *(subcommand, "--config", CONFIG, "--run_dir", str(tmp_path), f"--ckpt_path={checkpoint}"),
+            *(f"--model.init_args.backbone.init_args.width={width}", f"--model.init_args.num_classes={classes}"),
+            *("--trainer.limit_test_batches=2", "--trainer.limit_val_batches=2", "--trainer.enable_progress_bar=false"),
+        ]
+    )
+
+
+@pytest.mark.parametrize("subcommand", ["validate", "test"])
+def test_an_exported_folder_scores_as_the_checkpoint_that_it_is_of(
+    subcommand: str, trained: Path, tmp_path: Path
+) -> None:
+    file = str(trained / "run" / "checkpoints" / "last.ckpt")
+    expected = command(subcommand, file, tmp_path).trainer.callback_metrics
+    for name in ("exported", "exported/model.safetensors"):
+        assert command(subcommand, str(trained / name), tmp_path).trainer.callback_metrics == expected
+
+
+def test_a_name_of_the_catalogue_scores_as_init_from_does(tmp_path: Path) -> None:
+    name = "few_shot/conv64f_omniglot"
+    words = ["test", "--config", "few_shot/heads_omniglot", "--run_dir", str(tmp_path)]
+    words += [f"--data.init_args.{which}" for which in ("base_mean=false", "degrade=null")]
+    words += ['--data.init_args.test=[{"way": 5, "shot": 1, "query": 5, "episodes": 40}]']
+    words += ['--model.init_args.heads={"cosine": {"class_path": "NearestCentroid"}}']
+    words += ["--trainer.enable_progress_bar=false"]
+    start = run([*words, f"--model.init_args.init_from=zoo://{name}"]).trainer.callback_metrics
+    named = run([*words, "--model.init_args.init_from=null", f"--ckpt_path=zoo://{name}"]).trainer.callback_metrics
+    assert named == start
+    assert start["test/accuracy@5w1s"] > 60
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *given: Any, **more: Any) -> str:
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        command(*given, **more)
+    printed = capsys.readouterr().err
+    return printed[printed.index("error: ") :]
+
+
+def test_fit_points_to_init_from(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = refusal(capsys, "fit", str(trained / "exported"), tmp_path)
+    assert "exported holds weights only; start from it by model.init_args.init_from" in said
+
+
+@pytest.mark.parametrize("name", ["exported", "run/checkpoints/last.ckpt"])
+def test_another_class_count_is_one_sentence(
+    name: str, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = refusal(capsys, "test", str(trained / name), tmp_path, classes=3)
+    assert "does not fit ImageClassifier: head.weight is (2, 4) there and (3, 4) in the model" in said
+    assert "that is another number of classes" in said
+    said = refusal(capsys, "test", str(trained / name), tmp_path, width=8)
+    assert "backbone.blocks.0.0.weight is (4, 1, 3, 3) there and (8, 1, 3, 3) in the model" in said
+    assert "as are" in said
+    assert "another number" not in said
+    assert len(said) < 700
+
+
+def test_an_unknown_name_is_an_error_before_anything_is_built(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "few_shot/conv64f_omniglot" in refusal(capsys, "test", "zoo://noise_mask/none", tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert "hf://nobody/none cannot be fetched" in refusal(capsys, "test", "hf://nobody/none", tmp_path)
+
+
+def test_a_loaded_model_saves_checkpoints_that_load(trained: Path, tmp_path: Path) -> None:
+    cli = command("test", str(trained / "exported"), tmp_path)
+    cli.trainer.save_checkpoint(tmp_path / "again.ckpt")
+    again = zoo.load(str(tmp_path / "again.ckpt"))
+    expected = pretrained.read_state(str(trained / "exported"))
+    assert all(torch.equal(value, expected[name]) for name, value in again.state_dict().items())
