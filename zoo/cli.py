@@ -32,7 +32,7 @@ from zoo.tasks import HasTasks, LearnsTasks, SequenceState, TaskStart, announce,
 class ZooParser(LightningArgumentParser):
     """Says what is wrong without a page of usage, and adds the closest names to an unknown key or class."""
 
-    def parse_args(self, args: Sequence[str] | None = None, *more: Any, **settings: Any) -> Any:
+    def parse_args(self, args: Sequence[str] | None = None, *more: Any, **settings: Any) -> Any:  # type: ignore[override]
         """As the parser's, which hands null of an argument of a part of a part on as the word None."""
         if isinstance(args, list):
             args = [f"{word[:-4]}null" if isinstance(word, str) and word.endswith("=None") else word for word in args]
