@@ -13,7 +13,7 @@ import pytest
 import zoo
 from zoo import catalogue
 from zoo.cli import run
-from zoo.tasks import HasTasks, TaskStart
+from zoo.tasks import HasTasks
 
 WITHOUT_INTERVAL = 0.5
 """Percentage points within which a metric that states no interval must lie."""
@@ -107,7 +107,6 @@ def measured(name: str, folder: Path, *more: str) -> list[dict[str, Any]]:
     model: Any = zoo.load(name)
     if isinstance(built.datamodule, HasTasks):
         built.datamodule.set_task(0)
-        built.trainer.callbacks.insert(0, TaskStart(0))
     built.trainer.test(model, built.datamodule, verbose=False)
     return list(model.results())
 

@@ -103,6 +103,10 @@ class ZooCLI(LightningCLI):
             config["ckpt_path"] = None if found is None else str(found)
         elif config.get("ckpt_path"):
             config["ckpt_path"] = self._located(config["ckpt_path"])
+        if self.subcommand != "fit" and config.get("ckpt_path"):
+            arguments = config.model.get("init_args") or {}
+            for name in set(STARTS).intersection(arguments.keys()):
+                arguments[name] = None  # the checkpoint has all weights
 
     def _located(self, name: str) -> str:
         """The file or folder that a checkpoint's name stands for."""
@@ -190,8 +194,8 @@ class ZooCLI(LightningCLI):
             kwargs["return_predictions"] = False  # PredictionTable writes them as they come
         if subcommand in ("validate", "test"):
             kwargs["verbose"] = False  # Summary shows the same, once
-        if kwargs.get("ckpt_path") and _holds_weights_only(Path(kwargs["ckpt_path"])):
-            kwargs["ckpt_path"] = None  # they are in the model already
+        if subcommand != "fit" and kwargs.get("ckpt_path") and not _is_sharded(Path(kwargs["ckpt_path"])):
+            kwargs["ckpt_path"] = None  # its weights are in the model already
         return kwargs
 
     @property
@@ -218,8 +222,6 @@ class ZooCLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         checkpoint = self._get(self.config, "ckpt_path")
         try:
-            if checkpoint and _holds_weights_only(Path(checkpoint)):
-                take(self.model, read(Path(checkpoint)), checkpoint)
             self._run_whole(subcommand)
         except (RuntimeError, ValueError) as error:
             if checkpoint and Path(checkpoint).is_file() and "loading state_dict" in str(error):
@@ -231,7 +233,7 @@ class ZooCLI(LightningCLI):
 
     def _run_whole(self, subcommand: str) -> None:
         if not isinstance(self.model, LearnsTasks):
-            super()._run_subcommand(subcommand)
+            self._run_model(subcommand)
             return
         if not isinstance(self.datamodule, HasTasks):
             self.parser.error(
@@ -239,9 +241,10 @@ class ZooCLI(LightningCLI):
             )
         checkpoint = self._get(self.config, "ckpt_path")
         index = task_of(Path(checkpoint)) if checkpoint else None
-        if subcommand in ("validate", "predict"):
+        alone = subcommand == "test" and checkpoint and version_of(Path(checkpoint), self._runs) is None
+        if subcommand in ("validate", "predict") or alone:
             self.datamodule.set_task(self.datamodule.num_tasks - 1 if index is None else index)
-            super()._run_subcommand(subcommand)
+            self._run_model(subcommand)
             return
         if not isinstance(self.trainer.logger, RunLogger):
             self.parser.error("a sequence of tasks needs its run folder: leave out fast_dev_run and logger: false")
@@ -255,6 +258,12 @@ class ZooCLI(LightningCLI):
             self._fit_tasks(self.sequence, index)
         else:
             self._test_tasks(self.sequence)
+
+    def _run_model(self, subcommand: str) -> None:
+        checkpoint = self._get(self.config, "ckpt_path")
+        if subcommand != "fit" and checkpoint and not _is_sharded(Path(checkpoint)):
+            take(self.model, read(Path(checkpoint)), checkpoint)  # before a model from scratch asks for training data
+        super()._run_subcommand(subcommand)
 
     def _begin_task(self, index: int) -> None:
         """A model, a Trainer and random streams for one task, all made anew; the data stay."""
@@ -342,6 +351,11 @@ def build(kind: type[ZooCLI], args: Sequence[str] | None, *, execute: bool = Tru
 def _holds_weights_only(path: Path) -> bool:
     """Whether a checkpoint is an exported folder or a file of tensors, which the Trainer cannot read."""
     return is_exported(path) or path.suffix == ".safetensors"
+
+
+def _is_sharded(path: Path) -> bool:
+    """Whether a checkpoint is a folder with a file a rank, which strategies load."""
+    return path.is_dir() and not is_exported(path)
 
 
 def quiet_known_warnings() -> None:

@@ -123,6 +123,8 @@ def _save_network(folder: Path, model: Any, merge: bool) -> None:
     network.config.use_cache = True
     network.save_pretrained(folder)
     model.tokenizer.save_pretrained(folder)
+    for file in folder.iterdir():
+        file.chmod(0o644)  # weights are written for their owner alone
 
 
 def _check(folder: Path, module: nn.Module, trust: Collection[str]) -> None:

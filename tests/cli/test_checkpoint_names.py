@@ -107,3 +107,20 @@ def test_a_loaded_model_saves_checkpoints_that_load(trained: Path, tmp_path: Pat
     again = zoo.load(str(tmp_path / "again.ckpt"))
     expected = pretrained.read_state(str(trained / "exported"))
     assert all(torch.equal(value, expected[name]) for name, value in again.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("config", "name", "metric", "value"),
+    [
+        # whose config starts from a run that is not here
+        ("noise_mask/finetune_pneumonia", "noise_mask/finetune_pneumonia", "test/balanced_accuracy", 81.24),
+        # whose method learns a sequence of tasks
+        ("stationary/server_omniglot", "stationary/simplex_omniglot_456", "test/accuracy", 84.38),
+    ],
+)
+def test_a_checkpoint_alone_is_enough_to_test_it(
+    config: str, name: str, metric: str, value: float, tmp_path: Path
+) -> None:
+    words = ["test", "--config", config, "--run_dir", str(tmp_path), f"--ckpt_path=zoo://{name}"]
+    cli = run([*words, "--trainer.enable_progress_bar=false"])
+    assert float(cli.trainer.callback_metrics[metric]) == pytest.approx(value, abs=0.1)

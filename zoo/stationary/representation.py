@@ -242,8 +242,7 @@ class CompatibleRepresentation(LightningModule):
         self._stores = []
         if self.evaluator.template == "mean":
             gallery = class_templates(gallery)
-        assert self.task is not None
-        number, folders = self.task.number, self.task.folders
+        number, folders = (0, ()) if self.task is None else (self.task.number, self.task.folders)
         earlier = [load_table(folder / GALLERY) for folder in folders[:number]]
         self._rows = []
         for k, searched in enumerate([*earlier, gallery]):
@@ -251,11 +250,11 @@ class CompatibleRepresentation(LightningModule):
             self._rows.append({"query model": number, "gallery model": k, **scores})
         for name, value in scores.items():
             self.log(f"test/{name}", value, sync_dist=True)
-        if self.trainer.is_global_zero:
+        if self.task is not None and self.trainer.is_global_zero:
             save_table(gallery, folders[number] / GALLERY)
 
     def results(self) -> list[dict[str, Any]]:
-        """One row a gallery: the scores of this model's queries, in percent."""
+        """One row a gallery, of a model alone its own: the scores of this model's queries, in percent."""
         return self._rows
 
     def sequence_results(self, folders: Sequence[Path]) -> list[dict[str, Any]]:
