@@ -1,5 +1,6 @@
 """``--ckpt_path`` by catalogue name and exported folder; what does not fit is one clear error."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -124,3 +125,21 @@ def test_a_checkpoint_alone_is_enough_to_test_it(
     words = ["test", "--config", config, "--run_dir", str(tmp_path), f"--ckpt_path=zoo://{name}"]
     cli = run([*words, "--trainer.enable_progress_bar=false"])
     assert float(cli.trainer.callback_metrics[metric]) == pytest.approx(value, abs=0.1)
+
+
+def test_a_model_from_scratch_is_tested_on_data_without_a_training_split(tmp_path: Path) -> None:
+    texts = ["red apple", "green pear", "blue plum"]
+    for name, rows in (("corpus", texts), ("queries", texts)):
+        lines = [json.dumps({"_id": f"{name}{at}", "title": "", "text": text}) for at, text in enumerate(rows)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (tmp_path / "qrels").mkdir()
+    qrels = "".join(f"queries{at}\tcorpus{at}\t1\n" for at in range(3))
+    (tmp_path / "qrels" / "test.tsv").write_text(f"query-id\tcorpus-id\tscore\n{qrels}", encoding="utf-8")
+    words = ["--config", "dense_retrieval/retriever_topics", "--run_dir", str(tmp_path / "runs")]
+    words += ["--model.init_args.embedder.init_args.language_model.init_args.init_from=null"]
+    model: Any = run([*words, "--trainer.logger=false"], execute=False).model
+    model.network.build(texts)
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "a.ckpt")
+    words += [f"--data.init_args.dataset={{class_path: BeirFolder, init_args: {{root: {tmp_path}}}}}"]
+    cli = run(["test", *words, f"--ckpt_path={tmp_path / 'a.ckpt'}", "--trainer.enable_progress_bar=false"])
+    assert 0 < cli.trainer.callback_metrics["test/mrr@10"] <= 1
