@@ -50,7 +50,7 @@ def test_every_shipped_config_builds(name: str, tmp_path: Path) -> None:
         assert metric in {f"accuracy@{spec.name}" for spec in cli.datamodule.specs["val"]}
 
 
-@pytest.mark.parametrize("name", catalogue.overlays())
+@pytest.mark.parametrize("name", catalogue.below("overlays"))
 def test_every_overlay_parses_after_an_experiment(name: str, tmp_path: Path) -> None:
     if name.startswith("overlays/fsdp"):
         pytest.skip("FSDP cannot be built without a GPU")

@@ -161,9 +161,9 @@ def configs() -> list[str]:
     return sorted(name for name in names if not name.startswith(("overlays/", "sweeps/")))
 
 
-def overlays() -> list[str]:
-    """Short names of the overlays, such as ``overlays/smoke``."""
-    return sorted(f"overlays/{path.stem}" for path in (config_root() / "overlays").glob("*.yaml"))
+def below(folder: str) -> list[str]:
+    """Short names of the files in the folder ``overlays`` or ``sweeps``, such as ``overlays/smoke``."""
+    return sorted(f"{folder}/{path.stem}" for path in (config_root() / folder).glob("*.yaml"))
 
 
 def find_config(name: str) -> Path:
@@ -179,6 +179,6 @@ def find_config(name: str) -> Path:
     shipped = config_root() / f"{short}.yaml"
     if shipped.is_file():
         return shipped
-    close = difflib.get_close_matches(short, configs() + overlays(), n=3)
+    close = difflib.get_close_matches(short, configs() + below("overlays") + below("sweeps"), n=3)
     hint = f"did you mean {' or '.join(close)}?" if close else "`python -m zoo list` shows all"
     raise FileNotFoundError(f"config {name!r} is neither a file nor a shipped config; {hint}")

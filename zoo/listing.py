@@ -1,4 +1,4 @@
-"""``python -m zoo list``: methods, configs and checkpoints in tables."""
+"""``python -m zoo list``: methods, configs, sweeps and checkpoints in tables."""
 
 import argparse
 from collections.abc import Sequence
@@ -13,10 +13,9 @@ from zoo.console import console
 def run(args: Sequence[str]) -> None:
     """Print the tables; ``args`` are the command line's words after ``list``."""
     parser = argparse.ArgumentParser(prog="python -m zoo list", description="Show what the zoo holds.")
-    parser.add_argument("what", nargs="?", choices=["methods", "configs", "checkpoints"], help="only this table")
+    parser.add_argument("what", nargs="?", choices=list(TABLES), help="only this table")
     what = parser.parse_args(args).what
-    tables = {"methods": _methods, "configs": _configs, "checkpoints": _checkpoints}
-    for name, table in tables.items():
+    for name, table in TABLES.items():
         if what in (None, name):
             console().print(table())
 
@@ -30,7 +29,16 @@ def _methods() -> Table:
 
 def _configs() -> Table:
     table = Table("config", "what it runs", title="Configs (python -m zoo fit --config NAME)")
-    for name in catalogue.configs() + catalogue.overlays():
+    return _explained(table, catalogue.configs() + catalogue.below("overlays"))
+
+
+def _sweeps() -> Table:
+    table = Table("sweep", "what it searches", title="Sweeps (python -m zoo sweep NAME)")
+    return _explained(table, catalogue.below("sweeps"))
+
+
+def _explained(table: Table, names: Sequence[str]) -> Table:
+    for name in names:
         table.add_row(name, _first_sentence(catalogue.find_config(name).read_text(encoding="utf-8")))
     return table
 
@@ -49,3 +57,6 @@ def _checkpoints() -> Table:
         measured = "\n".join(f"{name}: {value}" for name, value in c.metrics.items())
         table.add_row(c.name, c.config, c.data, measured, f"{c.size / 1e6:.1f}", next(iter(c.source)), c.licence)
     return table
+
+
+TABLES = {"methods": _methods, "configs": _configs, "sweeps": _sweeps, "checkpoints": _checkpoints}
