@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
@@ -13,41 +13,16 @@ from torch import Tensor
 
 from datamodules.batches import PromptBatch
 from datamodules.loaders import ResumableLoader
-from datamodules.streams import key, uniform
 from zoo.distributed import gather, gather_objects
 from zoo.llm_rl.advantages import TokenAdvantage
-from zoo.llm_rl.aggregation import coefficients
 from zoo.llm_rl.batches import Minibatch, Rollout, Sample, Scores, Tokens
 from zoo.llm_rl.kl import sequence_kl, token_rewards
+from zoo.llm_rl.minibatches import Collected, cut
 from zoo.llm_rl.reporting import rollout_metrics, sample_rows
 from zoo.llm_rl.rollouts import join
 
 if TYPE_CHECKING:
     from zoo.llm_rl.fine_tuner import PolicyFineTuner
-
-
-class Slot(NamedTuple):
-    """One minibatch to come: ``rows`` of the rollout, [b] int64, and what a :class:`Minibatch` has of them alone.
-
-    ``idle``: there is nothing to learn from in its whole optimiser step.
-    """
-
-    rows: Tensor
-    coefficient: Tensor
-    value_coefficient: Tensor | None
-    row_coefficient: Tensor | None
-    idle: bool
-
-
-class Collected(NamedTuple):
-    """One rollout, ready to learn from: what its rows share, and the slots in order."""
-
-    rollout: Rollout
-    advantage: Tensor
-    tokens: Tokens
-    returns: Tensor | None
-    extra: dict[str, Tensor] | None
-    slots: list[Slot]
 
 
 class Experience:
@@ -105,28 +80,7 @@ class Experience:
             slot = self._collected.slots[self._next]
             self._next += 1
             self._place += 1
-            yield self._minibatch(self._collected, slot)
-
-    def _minibatch(self, collected: Collected, slot: Slot) -> Minibatch:
-        rollout = collected.rollout.take(slot.rows)
-        width = rollout.mask.shape[1]
-
-        def cut(x: Tensor | None) -> Tensor | None:
-            return None if x is None else x[slot.rows, :width]
-
-        tokens, extra = collected.tokens, collected.extra
-        return Minibatch(
-            rollout,
-            collected.advantage[slot.rows, :width],
-            slot.coefficient[:, :width],
-            cut(tokens.old),
-            cut(tokens.reference),
-            cut(tokens.value),
-            cut(collected.returns),
-            None if slot.value_coefficient is None else slot.value_coefficient[:, :width],
-            slot.row_coefficient,
-            None if extra is None else {name: values[slot.rows] for name, values in extra.items()},
-        )
+            yield self._collected.minibatch(slot)
 
     @property
     def ends_step(self) -> bool:
@@ -264,7 +218,7 @@ class Experience:
             tokens = self._evaluate(rollout, own)
         collected = Collected(rollout, per_token, tokens, returns, extra, [])
         weight = self._weights(collected, kept[mine], scores)
-        collected = collected._replace(slots=self._cut(collected, own, weight, ~scores.reward[mine].isnan()))
+        collected = collected._replace(slots=cut(learner, collected, own, weight, ~scores.reward[mine].isnan()))
         learned = (weight > 0) & ((per_token != 0) | learner.learns_without_advantage)
         self._report(every, collected, weight, learned)
         self.table = sample_rows(list(learner.rewards), samples, reward, parts, everyone[mine], learned.sum(1))
@@ -304,56 +258,6 @@ class Experience:
         for part in self.learner.selection:
             weight = part.tokens(collected.tokens, collected.advantage, collected.rollout.truncated, weight, scores)
         return weight
-
-    def _cut(self, collected: Collected, rows: Tensor, weight: Tensor, scored: Tensor) -> list[Slot]:
-        """The minibatches of all passes over ``rows`` [kept], whose tokens have a ``weight`` [b, T].
-
-        A critic learns from rows that are ``scored`` [b] alone.
-        """
-        learner, rollout = self.learner, collected.rollout
-        mask, objective, slots = rollout.mask, learner.objective, []
-        length = mask.sum(1) + rollout.prompt_mask.sum(1)
-        valued = (mask if rollout.valued is None else rollout.valued & mask) * scored[:, None].float()
-        counted = length.float() if collected.extra is None else collected.extra["weight"]
-        learned = (weight * collected.advantage.abs()).sum(1)
-        sums = torch.ones_like(learned), weight.sum(1), valued.sum(1), learned, counted
-        columns = torch.cat([x.reshape(len(mask), -1) for x in sums], 1)
-        for iteration in range(learner.num_iterations):
-            order = rows
-            if learner.minibatches > 1 and len(rows):
-                chance = uniform(key(rollout.key[rows].cpu().numpy(), iteration), 1)[:, 0]
-                order = rows[torch.from_numpy(chance).argsort().to(rows.device)]
-            # the rows of each optimiser step, longest first, so that passes have little padding
-            steps = [
-                part[length[part].argsort(descending=True, stable=True)]
-                for part in order.tensor_split(learner.minibatches)
-            ]
-            sizes = torch.stack([columns[part].sum(0) for part in steps])
-            totals = gather(sizes[None]).sum(0).tolist()
-            for part, (sequences, tokens, values, strength, *counts) in zip(steps, totals, strict=True):
-                count = counted.new_tensor(counts).clamp(min=1e-8).reshape(counted.shape[1:])
-                if not learner.learns_without_advantage and objective.aggregation != "token_mean_local":
-                    part = part[learned[part] > 0]  # the others have no gradient
-                for some in part.tensor_split(self.pieces):
-                    # Lightning averages over accumulated passes, data parallelism over ranks
-                    scale = self.pieces * learner.trainer.world_size
-                    if not len(some):  # all ranks make the same number of passes
-                        some, scale = rows.new_zeros(1), 0
-
-                    def share(of: Tensor, total: float, some: Tensor = some, n: float = sequences) -> Tensor:
-                        size = max(n, 1.0), max(total, 1.0)
-                        return coefficients(objective.aggregation, mask[some], of[some], *size, objective.max_length)
-
-                    slots.append(
-                        Slot(
-                            some,
-                            share(weight, tokens) * scale,
-                            None if learner.critic is None else share(valued, values) * scale,
-                            None if collected.extra is None else counted[some] / count * scale,
-                            strength == 0 and not learner.learns_without_advantage,
-                        )
-                    )
-        return slots
 
     def pause(self) -> None:
         """What comes from here on is no part of the update's time, until ``go_on``."""
@@ -418,19 +322,9 @@ class Experience:
 
     def buffer(self) -> dict[str, Any] | None:
         """What is left of this rank's rollout, as tensors on the CPU, numbers, dicts and lists."""
-        collected = self._collected
-        if collected is None or self._next == len(collected.slots):
+        if self._collected is None or self._next == len(self._collected.slots):
             return None
-        state = {
-            "cut": self._cut_by,
-            "rollout": collected.rollout._asdict(),
-            "advantage": collected.advantage,
-            "tokens": collected.tokens._asdict(),
-            "returns": collected.returns,
-            "extra": collected.extra,
-            "slots": [slot._asdict() for slot in collected.slots],
-        }
-        return cast(dict[str, Any], _to(state, torch.device("cpu")))
+        return {"cut": self._cut_by, **self._collected.state()}
 
     @property
     def _cut_by(self) -> list[int]:
@@ -444,20 +338,4 @@ class Experience:
                 f"accumulate_grad_batches {state['cut']}, now they are {self._cut_by}: set them back, or start anew "
                 "from its weights by policy.init_from"
             )
-        state = _to(state, device)
-        self._collected = Collected(
-            Rollout(**state["rollout"]),
-            state["advantage"],
-            Tokens(**state["tokens"]),
-            state["returns"],
-            state["extra"],
-            [Slot(**slot) for slot in state["slots"]],
-        )
-
-
-def _to(x: Any, device: torch.device) -> Any:
-    if torch.is_tensor(x):
-        return x.to(device)
-    if isinstance(x, dict):
-        return {name: _to(value, device) for name, value in x.items()}
-    return [_to(value, device) for value in x] if isinstance(x, list) else x
+        self._collected = Collected.of(state, device)
