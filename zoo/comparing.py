@@ -129,7 +129,12 @@ def config_grid(runs: Sequence[Run]) -> Grid:
 
 
 def _word(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def no_difference(config: Grid) -> str:
+    """What to say of a :func:`config_grid` without rows."""
+    return "The configs do not differ." if len(config.columns) > 2 else "Fewer than two runs have a config to compare."
 
 
 def run(args: Sequence[str]) -> None:
@@ -161,6 +166,10 @@ def _compare(given: argparse.Namespace) -> None:
     if out.suffix not in (".html", ".png"):
         raise ValueError(f"--out {out}: must end in .html or .png")
     runs = read_runs(find_runs(given.runs))
+    notes = [f"{run.name}: no {', '.join(run.missing)}" for run in runs if run.missing]
+    notes += [f"{run.name}: left out: {reason}" for run in runs for reason in run.broken]
+    for note in notes:
+        console().print(note, highlight=False)
     metrics, config = metric_grid(runs, given.metrics), config_grid(runs)
     _show(_shortened(metrics) if not given.metrics else metrics, "Metrics")
     if config.rows:
@@ -169,10 +178,7 @@ def _compare(given: argparse.Namespace) -> None:
         if len(config.rows) > max(KEYS, len(brief)):
             console().print(f"{len(config.rows) - len(brief)} more keys that not all runs have: see the page")
     else:
-        console().print("The configs do not differ.")
-    notes = [f"{run.name}: no {', '.join(run.missing)}" for run in runs if run.missing]
-    for note in notes:
-        console().print(note, highlight=False, markup=False)
+        console().print(no_difference(config))
     figure = curves_figure(runs, [name for run in runs for name in run.curves if _fits(name, given.metrics)])
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.suffix == ".png":
@@ -181,7 +187,7 @@ def _compare(given: argparse.Namespace) -> None:
         figure.savefig(out, dpi=120)
     else:
         out.write_text(page(runs, metrics, config, notes, figure), encoding="utf-8")
-    console().print(f"{'Curves' if out.suffix == '.png' else 'Page'} in {out}", highlight=False, markup=False)
+    console().print(f"{'Curves' if out.suffix == '.png' else 'Page'} in {out}", highlight=False)
 
 
 def _shortened(grid: Grid) -> Grid:

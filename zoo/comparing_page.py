@@ -7,7 +7,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from zoo.callbacks.figures import is_drawn
-from zoo.comparing import Grid
+from zoo.comparing import Grid, no_difference
 from zoo.comparing_runs import Run
 
 if TYPE_CHECKING:
@@ -68,14 +68,18 @@ def curves_figure(runs: Sequence[Run], wanted: Collection[str] = ()) -> "Figure 
                     style = {"linestyle": "--", "linewidth": 0.8, "alpha": 0.6} if faint else {"linewidth": 1.3}
                     ax.plot(*zip(*points, strict=True), color=colour, marker="." if len(points) < 30 else None, **style)
         ax.set_title(
-            f"{quantity} (dashed: train)" if len(stages) == 2 else f"{stages[0]}/{quantity}", fontsize="medium"
+            f"{quantity} (dashed: train)" if len(stages) == 2 else f"{stages[0]}/{quantity}",
+            fontsize="medium",
+            parse_math=False,
         )
         ax.set_xlabel("optimiser step")
         ax.grid(alpha=0.3)
     for ax in axes[len(panels) :]:
         ax.set_axis_off()
     lines = [Line2D([], [], color=colour) for colour in palette]
-    figure.legend(lines, [run.name for run in runs], loc="outside lower center", ncols=legend, fontsize="small")
+    names = [run.name for run in runs]
+    for text in figure.legend(lines, names, loc="outside lower center", ncols=legend, fontsize="small").get_texts():
+        text.set_parse_math(False)  # a dollar sign in a folder's name is no formula
     return figure
 
 
@@ -89,7 +93,7 @@ def page(runs: Sequence[Run], metrics: Grid, config: Grid, notes: Sequence[str],
         png = io.BytesIO()
         figure.savefig(png, format="png", dpi=120)
         picture = f'<img alt="curves" src="data:image/png;base64,{base64.b64encode(png.getvalue()).decode()}">'
-    differing = _table(config, colour) if config.rows else "<p>The configs do not differ.</p>"
+    differing = _table(config, colour) if config.rows else f"<p>{no_difference(config)}</p>"
     missing = "".join(f"<p>{escape(note)}</p>" for note in notes)
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{len(runs)} runs</title><style>{STYLE}</style>'

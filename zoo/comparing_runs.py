@@ -1,22 +1,25 @@
 """Run folders as ``python -m zoo compare`` reads them."""
 
+import csv
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import yaml
 
 from zoo.callbacks.figures import read_curves
 from zoo.callbacks.summary import FIT_SECONDS, read_rows
 
+T = TypeVar("T")
 FILES = ("config.yaml", "metrics.csv", "results.csv")
 
 
 class Run(NamedTuple):
     """What a run folder holds; ``config`` is flat, with dotted keys, and ``missing`` are the files that are not there.
 
+    ``broken`` names those that cannot be read, each with the reason; the run is without what they hold.
     ``curves`` are the points (step, value) by column of ``metrics.csv``; in a sequence of tasks, one task after
     another.
     """
@@ -27,6 +30,7 @@ class Run(NamedTuple):
     results: list[dict[str, Any]]
     curves: dict[str, list[tuple[int, float]]]
     missing: tuple[str, ...]
+    broken: tuple[str, ...] = ()
 
     @property
     def steps(self) -> int | None:
@@ -93,28 +97,37 @@ def _shared(paths: Sequence[Sequence[str]]) -> int:
 
 
 def _read(folder: Path, name: str) -> Run:
-    tasks = sorted(folder.glob("task_*/metrics.csv"))
-    config = next((file for file in (folder / "config.yaml", folder / "test.yaml") if file.is_file()), None)
-    results = folder / "results.csv"
+    broken: list[tuple[str, str]] = []
+
+    def tried(read: Callable[[Path], T], file: Path, kind: str) -> T | None:
+        try:
+            return read(file) if file.is_file() else None
+        except (OSError, ValueError, RecursionError, csv.Error, yaml.YAMLError) as error:
+            reason = " ".join(str(error).split())
+            broken.append((kind, reason if str(file) in reason else f"{file}: {reason}"))
+            return None
+
+    fit = folder / "config.yaml"
+    config = tried(_read_config, fit if fit.is_file() else folder / "test.yaml", "config.yaml") or {}
+    results = tried(read_rows, folder / "results.csv", "results.csv") or []
     curves: dict[str, list[tuple[int, float]]] = {}
     start = 0
-    for file in tasks or [folder / "metrics.csv"] * (folder / "metrics.csv").is_file():
-        own = read_curves(file)
+    for file in sorted(folder.glob("task_*/metrics.csv")) or [folder / "metrics.csv"]:
+        own = tried(read_curves, file, "metrics.csv") or {}
         for column, points in own.items():
             curves.setdefault(column, []).extend((start + step, value) for step, value in points)
         start += 1 + max((points[-1][0] for points in own.values()), default=0)
-    return Run(
-        name,
-        folder,
-        {} if config is None else dict(_flat(yaml.safe_load(config.read_text(encoding="utf-8")))),
-        read_rows(results) if results.is_file() else [],
-        curves,
-        tuple(
-            file
-            for file, there in zip(FILES, (config is not None, bool(curves), results.is_file()), strict=True)
-            if not there
-        ),
-    )
+    held = zip(FILES, (config, curves, results), strict=True)
+    missing = tuple(kind for kind, content in held if not content and kind not in dict(broken))
+    return Run(name, folder, config, results, curves, missing, tuple(reason for _, reason in broken))
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    """The dotted keys of a config; raises ``ValueError`` if the file is empty or no mapping."""
+    config = yaml.safe_load(file.read_text(encoding="utf-8"))
+    if not config or not isinstance(config, dict):
+        raise ValueError(f"{file}: {'empty' if config is None else 'no config'}: must be a mapping of keys to values")
+    return dict(_flat(config))
 
 
 def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:

@@ -8,9 +8,9 @@ from rich.console import Console
 
 
 def console() -> Console:
-    """A console wide enough for a table of results where the output is a file and has no width."""
-    terminal = Console()
-    return terminal if terminal.is_terminal else Console(width=140)
+    """A console that prints words as they are, wide enough for a table where the output is a file and has no width."""
+    terminal = Console(markup=False, emoji=False)
+    return terminal if terminal.is_terminal else Console(width=140, markup=False, emoji=False)
 
 
 def run_command(parser: argparse.ArgumentParser, args: Sequence[str]) -> None:

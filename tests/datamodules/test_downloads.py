@@ -5,9 +5,12 @@ import re
 import subprocess
 import sys
 import threading
+import time
+import urllib.request
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,11 +21,16 @@ DIGEST = hashlib.sha256(CONTENT).hexdigest()
 
 
 class Server(ThreadingHTTPServer):
-    """Sends ``content``, of the first answers only as many bytes as ``cuts`` has; ranges where it ``resumes``."""
+    """Sends ``content``, of the first answers only as many bytes as ``cuts`` has; ranges where it ``resumes``.
+
+    The first requests are answered by the statuses in ``errors``, and the first with a body after ``silence`` seconds.
+    """
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.cuts: list[int] = []
+        self.errors: list[int] = []
+        self.silence = 0.0
         self.resumes = True
         self.content = CONTENT
         self.asked: list[int] = []
@@ -40,6 +48,9 @@ class Handler(BaseHTTPRequestHandler):
         wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
         start = int(wanted.group(1)) if wanted and self.server.resumes else 0
         self.server.asked.append(start)
+        if self.server.errors:
+            self.send_error(self.server.errors.pop(0))
+            return
         if start >= len(self.server.content):
             self.send_error(416)
             return
@@ -50,6 +61,8 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {start}-{last}/{len(self.server.content)}")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
+        silence, self.server.silence = self.server.silence, 0.0
+        time.sleep(silence)
         body = body[: self.server.cuts.pop(0)] if self.server.cuts else body
         self.server.sent += len(body)
         self.wfile.write(body)
@@ -61,6 +74,7 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setenv("ZOO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(sources, "PAUSE", 0.0)
     with Server() as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -118,3 +132,65 @@ def test_processes_that_want_the_same_file_at_once_share_one_download(server: Se
     assert Path(paths.pop()).read_bytes() == CONTENT
     assert server.asked == [0]
     assert files(tmp_path / "cache") == ["model.safetensors"]
+
+
+def test_a_busy_server_is_asked_again_and_one_that_refuses_is_not(server: Server, tmp_path: Path) -> None:
+    server.errors = [503, 429]
+    assert sources.download(server.url, DIGEST).read_bytes() == CONTENT
+    assert server.asked == [0, 0, 0]
+    server.errors = [503, 503, 503, 404]
+    with pytest.raises(ConnectionError, match=r"HTTP Error 503: .*; connect to the network, or put the file at"):
+        sources.download(server.url, DIGEST, "other")
+    with pytest.raises(ConnectionError, match="HTTP Error 404"):
+        sources.download(server.url, DIGEST, "other")
+    assert len(server.asked) == 3 + 3 + 1
+
+
+def test_a_silent_server_is_asked_again(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = urllib.request.urlopen
+    monkeypatch.setattr(urllib.request, "urlopen", lambda request, timeout: opened(request, timeout=0.3))
+    server.silence = 1.0
+    assert sources.download(server.url, DIGEST).read_bytes() == CONTENT
+    assert server.asked == [0, 0]
+
+
+def test_a_new_start_is_not_the_last_word(server: Server, tmp_path: Path) -> None:
+    folder = tmp_path / "cache" / "downloads" / DIGEST[:16]
+    folder.mkdir(parents=True)
+    (folder / ".model.safetensors.part").write_bytes(CONTENT + b"?")
+    server.errors = [503, 503]  # the third answer is that nothing lies behind what is there
+    with pytest.raises(ConnectionError, match="HTTP Error 416"):
+        sources.download(server.url, DIGEST)
+    assert sources.download(server.url, DIGEST).read_bytes() == CONTENT
+
+
+def test_bytes_are_hashed_once_a_call(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed, digest = [], hashlib.file_digest
+
+    def counted(file: Any, algorithm: str) -> Any:
+        hashed.append(file.name)
+        return digest(file, algorithm)
+
+    monkeypatch.setattr(hashlib, "file_digest", counted)
+    for calls in (1, 2):
+        sources.download(server.url, DIGEST)
+        assert len(hashed) == calls
+
+
+def test_a_file_that_is_there_is_only_read(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "cache" / "downloads" / DIGEST[:16]
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(CONTENT)
+    assert sources.download(server.url, DIGEST) == folder / "model.safetensors"
+    assert [path.name for path in folder.iterdir()] == ["model.safetensors"]
+
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr(Path, "unlink", refused)
+    (folder / "model.safetensors").write_bytes(CONTENT[1:])
+    with pytest.raises(ValueError, match=r"expected .*; remove the file .*, which was refused here \(read-only\)"):
+        sources.download(server.url, DIGEST)
+    monkeypatch.setattr(sources.FileLock, "acquire", refused)
+    with pytest.raises(OSError, match=r"cannot write to .* \(read-only\); set ZOO_CACHE"):
+        sources.download(server.url, DIGEST, "other")

@@ -136,7 +136,7 @@ def finish_wandb(failed: bool = False) -> None:
     run.finish(exit_code=int(failed))
     if run.offline:
         parts = " ".join(str(_short(part)) for part in sorted(folder.parent.glob(f"offline-run-*-{run.id}")))
-        console().print(f"To send this run to W&B: wandb sync {parts}", soft_wrap=True, highlight=False, markup=False)
+        console().print(f"To send this run to W&B: wandb sync {parts}", soft_wrap=True, highlight=False)
 
 
 def _short(path: Path) -> Path:

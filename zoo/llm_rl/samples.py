@@ -7,7 +7,6 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from rich.table import Table
-from rich.text import Text
 
 from zoo.console import console
 
@@ -60,5 +59,5 @@ def _table(rows: list[dict[str, Any]]) -> Table:
     table = Table(*names, title=f"completions at step {rows[0]['step']}", show_lines=True)
     for row in rows:
         values = (row[name] for name in names)
-        table.add_row(*(Text(f"{value:.3g}" if isinstance(value, float) else str(value)) for value in values))
+        table.add_row(*(f"{value:.3g}" if isinstance(value, float) else str(value) for value in values))
     return table
