@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch import LightningModule
 
 import zoo
-from zoo import pretrained
+from zoo import checkpoint_io
 from zoo.few_shot import HeadComparison
 from zoo.few_shot.heads import NearestCentroid
 from zoo.nn import Conv64F
@@ -57,7 +57,7 @@ def compare(name: str, make: Callable[[], LightningModule], repeats: int, folder
         model.eval()
 
     def ours() -> None:
-        pretrained._digest.cache_clear()
+        checkpoint_io._sha256.cache_clear()
         zoo.load(name)
 
     plain()

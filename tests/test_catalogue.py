@@ -1,6 +1,7 @@
 """The catalogue: no name twice, configs found by path and by short name, every shipped YAML builds."""
 
 from pathlib import Path
+from time import perf_counter
 
 import pytest
 
@@ -73,3 +74,12 @@ def test_smoke_overlay_runs_a_bundled_experiment(config: str, tmp_path: Path) ->
     folder = tmp_path / config.split("/")[1] / "version_0"
     assert (folder / "config.yaml").is_file()
     assert (folder / "metrics.csv").is_file() or (folder / "task_06" / "metrics.csv").is_file()
+
+
+def test_many_keys_are_read_in_little_time() -> None:
+    text = "".join(f"key{at}: 1\n" for at in range(40_000))
+    start = perf_counter()
+    assert len(catalogue.load_yaml(text)) == 40_000
+    assert perf_counter() - start < 8  # half a second alone; comparing each with each takes many times that
+    with pytest.raises(ValueError, match="'key7' is there twice"):
+        catalogue.load_yaml(f"{text}key7: 2\n")

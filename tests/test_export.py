@@ -1,17 +1,20 @@
 """An exported model of each family, moved and loaded in another process, gives the same outputs bit for bit."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import yaml
 from lightning.pytorch import LightningModule
+from safetensors.torch import save_file
 
 import zoo
 from zoo import catalogue, exporting
@@ -19,6 +22,7 @@ from zoo.__main__ import main
 from zoo.checkpoint_io import write_weights
 from zoo.cli import run
 from zoo.exporting import catalogue_entry, export, push_to_hub
+from zoo.model_card import started_from
 from zoo.rebuilding import build
 
 LORA = '{"r": 2, "alpha": 4, "dropout": 0.0, "targets": ["q_proj", "v_proj"]}'
@@ -163,7 +167,7 @@ def test_the_card_has_measurements_licence_and_papers(exports: Any) -> None:
     assert "- CRLNet 2502.01183" in text
     assert "Experiment `few_shot/crlnet_omniglot`" in text
     experiment = yaml.safe_load((exports[2] / "few_shot" / "experiment.yaml").read_text())
-    assert experiment == {"seed_everything": 3, "model": {}}  # without paths of the machine
+    assert experiment == {"seed_everything": 3, "model": {}}
 
 
 @pytest.mark.parametrize("name", ["llm_rl", "lora"])
@@ -176,7 +180,162 @@ def test_transformers_reads_the_language_model_with_its_adapters_added(name: str
         logits = network(torch.tensor([tokenizer.encode("12+34=")])).logits
     assert torch.allclose(logits, exports[0][name], atol=1e-5)
     sizes = [(exports[2] / name / "model.safetensors").stat().st_size, (folder / "model.safetensors").stat().st_size]
-    assert (sizes[0] < sizes[1] / 10) == (name == "lora")  # the frozen weights of a public model are not copied
+    assert sizes[0] < sizes[1] / 10  # frozen weights of a public model are not copied, own ones are stored once
+
+
+@pytest.mark.parametrize("name", ["llm_rl", "dense_retrieval"])
+def test_a_language_model_is_stored_once_and_is_in_what_is_read(name: str, exports: Any, tmp_path: Path) -> None:
+    folder = exports[2] / name
+    part = next(file for file in folder.glob("*/model.safetensors"))
+    whole = zoo.pretrained.read_state(str(folder / "model.safetensors"))
+    prefix = {"llm_rl": "policy.network.", "dense_retrieval": "embedder.language_model.network."}[name]
+    own, there = torch_names(folder / "model.safetensors"), torch_names(part)
+    assert whole.keys() == zoo.load(str(folder)).state_dict().keys()
+    assert not own & {prefix + key for key in there}
+    assert len(there) > 10
+    shutil.copy(folder / "model.safetensors", tmp_path)
+    with pytest.raises(ValueError, match="lacks language_model/model"):
+        zoo.pretrained.read_state(str(tmp_path / "model.safetensors"))
+
+
+def torch_names(file: Path) -> set[str]:
+    from safetensors import safe_open
+
+    with safe_open(file, "pt") as content:
+        return set(content.keys())
+
+
+def test_a_made_tokenizer_comes_along_where_the_model_is_the_configs_own(exports: Any, tmp_path: Path) -> None:
+    config, *own = CONFIGS["dense_retrieval"]
+    model: Any = built(config, tmp_path, *own, f"{LANGUAGE}.init_from=null")
+    folder = str(exports[2] / "dense_retrieval")
+    zoo.pretrained.take(model, zoo.checkpoint_io.read(Path(folder)), folder)  # as --ckpt_path does
+    assert torch.equal(scope["outputs"]("dense_retrieval", model.eval()), exports[0]["dense_retrieval"])
+
+
+@pytest.mark.parametrize(
+    "file", ["model.safetensors", "language_model/model.safetensors", "language_model/tokenizer.json"]
+)
+def test_a_changed_byte_is_found(file: str, exports: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "damaged"
+    shutil.copytree(exports[2] / "llm_rl", folder)
+    zoo.load(str(folder))
+    content = bytearray((folder / file).read_bytes())
+    content[-2] ^= 1
+    (folder / file).write_bytes(content)
+    with pytest.raises(ValueError, match="differs from the sha256 in"):
+        zoo.load(str(folder))
+    (folder / file).unlink()
+    with pytest.raises(ValueError, match=f"lacks {file}"):
+        zoo.checkpoint_io.read(folder)
+
+
+def test_a_config_names_no_files_outside_of_its_folder(exports: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "stranger"
+    shutil.copytree(exports[2] / "noise_mask", folder)
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert set(config["files"]) == {"model.safetensors"}
+    for files in ({"../secret": "0"}, {"/etc/hostname": "0"}, {3: "0"}):
+        (folder / "config.yaml").write_text(yaml.safe_dump({**config, "files": files}))
+        with pytest.raises(ValueError, match="is no file inside it"):
+            zoo.load(str(folder))
+    (folder / "config.yaml").write_text(yaml.safe_dump({**config, "files": ["a"]}))
+    with pytest.raises(ValueError, match="must have the sha256"):
+        zoo.load(str(folder))
+
+
+def measured(file: Path, out: Path) -> bool:
+    """Whether the card of an export has numbers."""
+    return "## Measured" in (export(str(file), out) / "README.md").read_text()
+
+
+@pytest.mark.filterwarnings("ignore:.*states no measurements")
+def test_the_card_has_the_numbers_of_the_file_that_was_tested(exports: Any, tmp_path: Path) -> None:
+    version = saved(zoo.load(str(exports[2] / "noise_mask")), tmp_path / "run") / "version_0"
+    last = version / "checkpoints" / "last.ckpt"
+    best, average = (shutil.copy(last, last.with_name(f"{name}.ckpt")) for name in ("best", "average"))
+
+    def at(seconds: int, *names: str) -> None:
+        for name in names:
+            os.utime(version / name, (seconds, seconds))
+
+    at(1, "config.yaml")
+    at(2, *(f"checkpoints/{file.name}" for file in (last, best, average)))
+    at(3, "results.csv")
+    assert measured(best, tmp_path / "a")
+    with pytest.warns(UserWarning, match=r"is not of last\.ckpt: the card states no measurements"):
+        assert not measured(last, tmp_path / "b")
+
+    (version / "test.yaml").write_text("ckpt_path: runs/x/version_0/checkpoints/average.ckpt\n")
+    at(4, "test.yaml")
+    at(5, "results.csv")
+    assert measured(average, tmp_path / "c")
+    assert not measured(best, tmp_path / "d")
+
+    at(6, "config.yaml")  # the fit went on
+    at(7, "checkpoints/best.ckpt")
+    assert not measured(best, tmp_path / "e")
+    at(8, "results.csv")
+    assert measured(best, tmp_path / "f")
+    assert not measured(average, tmp_path / "g")
+
+
+def test_weights_of_others_need_a_licence(tmp_path: Path) -> None:
+    base = tmp_path / "somebodys"
+    shutil.copytree(Path(zoo.__path__[0]) / "llm_rl/weights/tiny_arithmetic", base)
+    runs = saved(made("llm_rl", tmp_path, f"{POLICY}.pretrained={base}"), tmp_path / "runs")
+    with pytest.raises(ValueError, match=f"started from {base}, whose licence may bind them: give licence"):
+        export(str(runs), tmp_path / "out")
+    folder = export(str(runs), tmp_path / "out", licence="Llama-3.1")
+    assert "license: llama-3.1" in (folder / "README.md").read_text()
+
+
+def test_names_of_weights_of_others() -> None:
+    part = {"class_path": "a.B", "init_args": {"pretrained": "Qwen/Qwen2.5-0.5B", "name": "x"}}
+    own = {"pretrained": "package:zoo/llm_rl/weights/tiny_arithmetic", "more": {"pretrained": None}}
+    timm = {"init_args": {"pretrained": True, "name": "resnet18"}}
+    assert started_from({"policy": part, "others": [own, timm], "pretrained": []}) == {"Qwen/Qwen2.5-0.5B", "resnet18"}
+
+
+@pytest.mark.filterwarnings("ignore:.*states no measurements")
+def test_the_experiment_has_no_places_of_the_machine(exports: Any, tmp_path: Path) -> None:
+    runs = saved(zoo.load(str(exports[2] / "noise_mask")), tmp_path / "runs")
+    language = {"config": {"hidden_size": 8}, "init_from": "/home/me/runs/x", "separator": "/"}
+    content = {
+        "run_name": "a",
+        "trainer": {"default_root_dir": "/home/me", "logger": [{"init_args": {"save_dir": "logs", "name": "n"}}]},
+        "model": {"init_args": {"part": {"init_args": language}, "pretrained": ["zoo://a/b", "C:\\me\\b.ckpt"]}},
+        "data": {"init_args": {"root": "~/data", "other": "zoo://a/b"}},
+    }
+    (runs / "version_0" / "config.yaml").write_text(yaml.safe_dump(content))
+    folder = export(str(runs), tmp_path / "out")
+    assert yaml.safe_load((folder / "experiment.yaml").read_text()) == {
+        "trainer": {"logger": [{"init_args": {"name": "n"}}]},
+        "model": {"init_args": {"part": {"init_args": {"config": {"hidden_size": 8}, "separator": "/"}}}},
+        "data": {"init_args": {"other": "zoo://a/b"}},
+    }
+    card = (folder / "README.md").read_text()
+    for name in ("model.init_args.part.init_args.init_from", "model.init_args.pretrained", "data.init_args.root"):
+        assert f"`{name}`" in card.partition("are left out")[2]
+
+
+def test_a_file_outside_of_a_run_has_no_experiment(
+    exports: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = saved(zoo.load(str(exports[2] / "noise_mask")), tmp_path / "heat_pneumonia")
+    inside = runs / "version_0" / "checkpoints"
+    shutil.copy(inside / "last.ckpt", tmp_path / "x.ckpt")
+    monkeypatch.chdir(tmp_path)
+    folder = export("x.ckpt", "out")
+    card = (folder / "README.md").read_text()
+    assert "Experiment" not in card
+    assert "Made with zoo-of-papers" in card
+    assert "experiment.yaml" not in card + (folder / "config.yaml").read_text()
+    assert yaml.safe_load(catalogue_entry(folder, "a/b"))["a/b"]["config"] == ""
+    monkeypatch.chdir(inside)
+    card = (export("last.ckpt", tmp_path / "again") / "README.md").read_text()
+    assert "Experiment `noise_mask/heat_pneumonia`" in card
+    assert "`python -m zoo fit --config experiment.yaml` repeats it" in card
 
 
 def test_adapters_on_weights_of_a_run_bring_those_along(exports: Any, tmp_path: Path) -> None:
@@ -251,10 +410,15 @@ def test_a_folder_goes_to_the_hub_and_comes_back_from_its_cache(
     from huggingface_hub import constants
 
     sent: dict[str, Any] = {}
+    private_repos = {"me/seen": False}
 
     class Hub:
-        def create_repo(self, repo: str, exist_ok: bool) -> str:
+        def create_repo(self, repo: str, private: bool, exist_ok: bool) -> str:
+            private_repos.setdefault(repo, private)
             return f"https://hub/{repo}"
+
+        def repo_info(self, repo: str) -> Any:
+            return SimpleNamespace(private=private_repos[repo])
 
         def upload_folder(self, **given: Any) -> None:
             sent.update(given)
@@ -262,7 +426,12 @@ def test_a_folder_goes_to_the_hub_and_comes_back_from_its_cache(
     monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
     with pytest.raises(ValueError, match="is no exported folder"):
         push_to_hub(tmp_path, "me/model")
+    with pytest.raises(ValueError, match="me/seen can be seen by all: nothing was uploaded"):
+        push_to_hub(exports[2] / "recommenders", "me/seen")
+    assert sent == {}
+    push_to_hub(exports[2] / "recommenders", "me/shown", public=True)
     assert push_to_hub(exports[2] / "recommenders", "me/model") == "https://hub/me/model"
+    assert private_repos == {"me/seen": False, "me/shown": False, "me/model": True}
     assert sent["repo_id"] == "me/model"
 
     repo = tmp_path / "hub" / "models--me--model"  # as huggingface_hub lays out what it has fetched
@@ -285,13 +454,23 @@ def test_a_tensor_of_two_names_is_stored_once(tmp_path: Path) -> None:
     assert {name: torch.equal(state[name], weight[: len(state[name])]) for name in state} == dict.fromkeys("abc", True)
 
 
+def test_a_tensor_in_another_file_of_the_folder_is_not_stored_again(tmp_path: Path) -> None:
+    weight, own = torch.randn(100, 10), torch.randn(3)
+    save_file({"embed": weight}, tmp_path / "part.safetensors")
+    state = {"net.embed": weight, "net.a_head": weight, "own": own}
+    write_weights(tmp_path / "model.safetensors", state, {"part.safetensors": "net."})
+    assert torch_names(tmp_path / "model.safetensors") == {"own"}
+    again = zoo.pretrained.read_state(str(tmp_path / "model.safetensors"))
+    assert {name: torch.equal(again[name], state[name]) for name in again} == dict.fromkeys(state, True)
+
+
 def test_an_export_that_would_not_come_back_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = made("noise_mask", tmp_path)
     runs = saved(model, tmp_path / "runs")
     whole = exporting.write_weights
 
-    def damaged(path: Path, state: Mapping[str, torch.Tensor]) -> None:
-        whole(path, {name: value + (name == "head.bias") for name, value in state.items()})
+    def damaged(path: Path, state: Mapping[str, torch.Tensor], *more: Any) -> None:
+        whole(path, {name: value + (name == "head.bias") for name, value in state.items()}, *more)
 
     monkeypatch.setattr(exporting, "write_weights", damaged)
     with pytest.raises(ValueError, match="1 tensors do not come back as they were, such as head"):

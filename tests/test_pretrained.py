@@ -23,13 +23,15 @@ from datamodules.few_shot import FewShot
 from datamodules.omniglot import BundledOmniglot
 from zoo import catalogue
 from zoo.checkpoint_io import read, sha256
+from zoo.exporting import export
 from zoo.few_shot import HeadComparison
 from zoo.few_shot.heads import NearestCentroid
-from zoo.language import LanguageModel
+from zoo.language import LanguageModel, Lora
 from zoo.nn import Conv64F
+from zoo.nn.backbones import TimmBackbone
 from zoo.noise_mask import ImageClassifier
-from zoo.pretrained import init_from, locate, read_state, take
-from zoo.rebuilding import build
+from zoo.pretrained import DoesNotFit, init_from, locate, read_state, take
+from zoo.rebuilding import _value, build
 
 
 def test_every_bundled_checkpoint_loads_ready_to_use() -> None:
@@ -215,6 +217,26 @@ def test_classes_of_other_packages_are_refused_before_their_import(
         (lambda a: a.update(backbone={"class_path": "zoo.cli.os.system"}), "cannot be imported"),
         (lambda a: a.update(backbone={"class_path": "Conv64F"}), "must be the full path of a class"),
         (lambda a: a.update(pools=3), "unexpected keyword argument 'pools'"),
+        (lambda a: a.update(scheduler_interval="hour"), "scheduler_interval='hour' must be one of epoch, step"),
+        (
+            lambda a: a.update(
+                backbone={
+                    "class_path": "zoo.nn.TimmBackbone",
+                    "init_args": {"name": "resnet18", "options": {"checkpoint_path": "${folder}/evil.json"}},
+                }
+            ),
+            "options must not have checkpoint_path, as timm may run code",
+        ),
+        (
+            lambda a: a.update(
+                backbone={
+                    "class_path": "zoo.nn.TimmBackbone",
+                    "init_args": {"name": "hf-hub:nobody/none"},
+                    "dict_kwargs": {"pretrained": "yes"},
+                }
+            ),
+            "pretrained='yes' must be true or false",
+        ),
     ],
 )
 def test_a_config_makes_nothing_but_parts_of_the_right_kind(change: Any, reason: str, folder: Path) -> None:
@@ -228,6 +250,79 @@ def test_arguments_that_run_code_need_trust_in_their_class() -> None:
     with pytest.raises(ValueError, match=r"path='os\.system' would run code that the file names"):
         build(spec, object)
     assert build(spec, object, trust=[spec["class_path"]]).function is os.system  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("key", ["init_args", "dict_kwargs"])
+def test_arguments_without_a_type_are_checked_like_others(key: str, folder: Path) -> None:
+    spec = {"class_path": "zoo.llm_rl.rewards.FunctionReward", key: {"path": "os.system"}}
+    with pytest.raises(ValueError, match=r"path='os\.system' would run code that the file names"):
+        build(spec, object)
+    spec = {"class_path": "torch.optim.SGD", key: {"lr": 0.5}}
+    made = _value(spec, Callable[[Any], torch.optim.Optimizer], (), "optimizer")
+    assert made([torch.ones(1, requires_grad=True)]).param_groups[0]["lr"] == 0.5
+    with pytest.raises(ValueError, match=rf"SGD: {key} must have values by name, got \['lr'\]"):
+        _value({**spec, key: ["lr"]}, Callable[[Any], torch.optim.Optimizer], (), "optimizer")
+
+
+@pytest.mark.parametrize("error", [IndexError, ImportError, OSError, AssertionError])
+def test_whatever_a_constructor_raises_is_one_error(
+    error: type[Exception], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: Any, *given: Any, **more: Any) -> None:
+        raise error("of a part")
+
+    monkeypatch.setattr(HeadComparison, "__init__", fail)
+    with pytest.raises(ValueError, match=rf"cannot be rebuilt: {error.__name__}: of a part"):
+        zoo.load(str(folder))
+
+
+ALIASES = "a: &a [x, x]\nb: &b [*a, *a]\nmodel: {class_path: zoo.nn.Conv64F, init_args: {q: *b}}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (ALIASES, r"line 2 has the alias \*a"),
+        ("model: &m {class_path: zoo.nn.Conv64F, init_args: {q: *m}}\n", r"line 1 has the alias \*m"),
+        (f"model: {'[' * 500}{']' * 500}\n", "line 1 is nested more than 100 deep"),
+        ("model: {class_path: zoo.nn.Conv64F, init_args: [1]}\n", r"init_args must have values by name, got \[1\]"),
+        ("model: {class_path: zoo.nn.Conv64F}\nextras: [1]\n", r"extras must have values by name, got \[1\]"),
+    ],
+)
+def test_a_config_that_is_no_plain_one_is_refused(text: str, reason: str, folder: Path) -> None:
+    (folder / "config.yaml").write_text(text)
+    with pytest.raises(ValueError, match=reason) as raised:
+        zoo.load(str(folder))
+    assert len(str(raised.value)) < 500
+
+
+@pytest.mark.parametrize("aliases", ["[1]", '{"a": []}', '{"a": "b"}', "1"])
+def test_bad_metadata_is_damage(aliases: str, folder: Path) -> None:
+    save_file({"x": torch.ones(1)}, folder / "model.safetensors", metadata={"aliases": aliases})
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged, or no safetensors file"):
+        zoo.load(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", r"is damaged, or no file of torch.save \(EOFError"),
+        (b"hello world, I am text", "is damaged, or no file of torch.save"),
+        (b"\x80\x02" + bytes(range(40, 90)), "is damaged, or no file of torch.save|weights_only"),
+        ({"state_dict": {}, "hyper_parameters": [1]}, "hyper_parameters must have values by name, got list"),
+        ({1: torch.ones(1)}, "holds neither a state dict of tensors"),
+    ],
+)
+def test_files_that_are_no_checkpoints_are_one_error(content: Any, reason: str, tmp_path: Path) -> None:
+    file = tmp_path / "a.ckpt"
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    else:
+        torch.save(content, file)
+    for function in (zoo.load, read_state):
+        with pytest.raises(ValueError, match=reason) as raised:
+            function(str(file))
+        assert "\n" not in str(raised.value)
 
 
 def test_a_bare_network_loads_as_such(folder: Path) -> None:
@@ -297,3 +392,94 @@ def test_a_folder_of_transformers_fills_other_language_models(kind: Any) -> None
     for network in (started.network, filled[0].network):
         found = network.base_model.state_dict()
         assert all(torch.equal(value, expected[key]) for key, value in found.items())
+
+
+LANGUAGE = "llm_rl/tiny_arithmetic"
+
+
+def language_model(**more: Any) -> LanguageModel:
+    fields = json.loads((locate(LANGUAGE) / "config.json").read_text())
+    names = ("model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    config = {key: fields[key] for key in (*names, "num_key_value_heads", "tie_word_embeddings")}
+    return LanguageModel(config=config, tokenizer=str(locate(LANGUAGE)), **more)
+
+
+def test_a_folder_of_transformers_leaves_nothing_random() -> None:
+    for module, reason in (
+        (Conv64F(1), "Conv64F: it holds the weights of one language model, and the model has 0"),
+        (torch.nn.ModuleList([language_model(), language_model()]), "ModuleList: .* and the model has 2"),
+        (
+            torch.nn.ModuleDict({"policy": language_model(), "head": torch.nn.Linear(2, 1)}),
+            r"ModuleDict: .*2 tensors of the model would be random, such as head\.weight; use init_from of policy",
+        ),
+        (language_model(lora=Lora(r=2)), "LanguageModel: .*weights do not fit"),
+    ):
+        with pytest.raises(DoesNotFit, match=rf"does not fit {reason}"):
+            take(module, read(locate(LANGUAGE)), LANGUAGE)
+
+
+def run_of(folder: Path, content: dict[str, Any], state: dict[str, torch.Tensor]) -> str:
+    arguments = {"_class_path": content["class_path"], **content["init_args"]}
+    torch.save({"state_dict": state, "hyper_parameters": arguments}, folder / "run.ckpt")
+    return str(folder / "run.ckpt")
+
+
+def policy_of(start: Path, lora: Any = None) -> dict[str, Any]:
+    """A fine-tuner of a network from scratch that starts from weights in a folder."""
+    fields = {"config": language_model().config, "tokenizer": str(locate(LANGUAGE)), "init_from": str(start)}
+    policy = {"class_path": "zoo.language.LanguageModel", "init_args": {**fields, "lora": lora}}
+    rewards = {"answer": {"class_path": "zoo.llm_rl.rewards.NumericAnswer"}}
+    return {"class_path": "zoo.llm_rl.PolicyFineTuner", "init_args": {"policy": policy, "rewards": rewards}}
+
+
+def test_a_run_needs_what_it_started_from_for_adapters_alone(tmp_path: Path) -> None:
+    start = Path(shutil.copytree(locate(LANGUAGE), tmp_path / "start"))
+    spec = policy_of(start)
+    model = build(spec, LightningModule)
+    model.policy.build()
+    torch.nn.init.ones_(model.policy.network.model.norm.weight)
+    whole = run_of(tmp_path, spec, model.state_dict())
+    spec = policy_of(start, {"r": 2, "dropout": 0.0})
+    other = build(spec, LightningModule)
+    other.policy.build()
+    (tmp_path / "lora").mkdir()
+    adapters = run_of(tmp_path / "lora", spec, other.state_dict())
+    frozen = zoo.load(adapters).policy.network.model.norm.weight
+    shutil.rmtree(start)
+    again = zoo.load(whole).policy
+    assert all(torch.equal(value, again.state_dict()[key]) for key, value in model.policy.state_dict().items())
+    assert again.network.model.norm.weight.eq(1).all()
+    assert not frozen.eq(1).all()
+    with pytest.raises(FileNotFoundError, match=r"start' is neither a file"):
+        zoo.load(adapters)
+
+
+def test_pretrained_weights_of_a_library_are_not_fetched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import timm
+
+    backbone = TimmBackbone("resnet10t", in_channels=1)
+    heads = {"cosine": {"class_path": "zoo.few_shot.heads.NearestCentroid", "init_args": {"features": "UN"}}}
+    part = {"class_path": "zoo.nn.TimmBackbone", "init_args": {"name": "resnet10t", "in_channels": 1}}
+    part["init_args"]["pretrained"] = True  # type: ignore[index]
+    spec = {"class_path": "zoo.few_shot.HeadComparison"}
+    spec["init_args"] = {"backbone": part, "heads": heads, "main_head": "cosine"}  # type: ignore[assignment]
+    state = {f"backbone.{name}": value for name, value in backbone.state_dict().items()}
+    asked, make = [], timm.create_model
+    monkeypatch.setattr(
+        timm, "create_model", lambda *given, **more: asked.append(more["pretrained"]) or make(*given, **more)
+    )
+    model = zoo.load(run_of(tmp_path, spec, state))
+    assert asked == [False]
+    assert model.hparams["backbone"]["init_args"]["pretrained"] is False
+    assert torch.equal(model.state_dict()["backbone.model.conv1.0.weight"], state["backbone.model.conv1.0.weight"])
+
+
+def test_arguments_that_share_a_value_come_back_from_an_export(tmp_path: Path) -> None:
+    head = {"class_path": "zoo.few_shot.heads.NearestCentroid", "init_args": {"features": "UN"}}
+    part = {"class_path": "zoo.nn.Conv64F", "init_args": {"in_channels": 1, "width": 4}}
+    arguments = {"backbone": part, "heads": {"one": head, "two": head}, "main_head": "two"}
+    spec = {"class_path": "zoo.few_shot.HeadComparison", "init_args": arguments}
+    run = run_of(tmp_path, spec, build(spec, LightningModule).state_dict())
+    folder = export(run, tmp_path / "exported", "MIT")
+    assert "*" not in (folder / "config.yaml").read_text()
+    assert list(zoo.load(str(folder)).heads) == ["one", "two"]

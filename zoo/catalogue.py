@@ -2,6 +2,7 @@
 
 import difflib
 import pkgutil
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -141,8 +142,8 @@ def load_yaml(text: str) -> Any:
 
 class _UniqueKeys(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        keys = [key.value for key, _ in node.value]
-        if twice := next((key for key in keys if keys.count(key) > 1), None):
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if twice := next((key for key, count in Counter(keys).items() if count > 1), None):
             raise ValueError(f"{twice!r} is there twice, the second time in line {node.start_mark.line + 1} or later")
         return super().construct_mapping(node, deep)
 

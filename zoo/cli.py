@@ -3,14 +3,17 @@
 import difflib
 import inspect
 import logging
+import netrc
 import os
 import re
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
+from urllib.parse import urlsplit
 
 import yaml
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer, seed_everything
@@ -23,9 +26,9 @@ from datamodules.streams import key
 from zoo import catalogue
 from zoo.callbacks import Figures, KeepLast, PredictionTable, StepSeed, Summary, Throughput
 from zoo.callbacks.wandb import finish_wandb, name_run, send_sequence, wandb_finished
-from zoo.checkpoint_io import is_exported, mismatch, read
+from zoo.checkpoint_io import Content, check, is_exported, mismatch, read
 from zoo.pretrained import STARTS, DoesNotFit, locate, take
-from zoo.run_folder import RunLogger, agent_version, find_checkpoint, version_of
+from zoo.run_folder import RunLogger, agent_version, find_checkpoint, last_of, version_of
 from zoo.tasks import HasTasks, LearnsTasks, SequenceState, TaskStart, announce, missing, show, task_folders, task_of
 
 
@@ -67,6 +70,8 @@ class ZooCLI(LightningCLI):
     sequence: Path | None = None
     """The folder of the sequence of tasks that was run; None for any other run."""
     _task: int | None = None
+    _content: Content | None = None
+    """What the checkpoint to test or predict with holds, until the model has it; None where a strategy loads shards."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--monitor", type=str | None, default=None, help="metric that chooses best.ckpt")
@@ -103,22 +108,42 @@ class ZooCLI(LightningCLI):
             config["ckpt_path"] = None if found is None else str(found)
         elif config.get("ckpt_path"):
             config["ckpt_path"] = self._located(config["ckpt_path"])
+        if config.get("ckpt_path"):
+            self._read(Path(config["ckpt_path"]))
         if self.subcommand != "fit" and config.get("ckpt_path"):
             arguments = config.model.get("init_args") or {}
             for name in set(STARTS).intersection(arguments.keys()):
                 arguments[name] = None  # the checkpoint has all weights
+            for name, value in list(arguments.items()):
+                if value is True and f".{name}".endswith(".pretrained"):
+                    arguments[name] = False
 
     def _located(self, name: str) -> str:
         """The file or folder that a checkpoint's name stands for."""
         path = Path(name)
-        if not path.exists():
-            try:
+        try:
+            if self.subcommand == "fit" and path.is_dir() and (last := last_of(path)) is not None:
+                path = last
+            elif not _is_sharded(path):
                 path = locate(name)
-            except (OSError, ValueError) as error:
-                self.parser.error(f"ckpt_path: {name!r} does not exist; give a file, last or best ({error})")
-        if self.subcommand == "fit" and _holds_weights_only(path):
+        except FileNotFoundError as error:
+            wrong = "is no checkpoint" if path.exists() else "does not exist"
+            self.parser.error(f"ckpt_path: {name!r} {wrong}; give a file, a run folder, last or best ({error})")
+        except (OSError, ValueError) as error:
+            self.parser.error(f"ckpt_path: {error}")
+        if self.subcommand == "fit" and (_holds_weights_only(path) or path.name == "best.ckpt"):
             self.parser.error(f"ckpt_path: {name} holds weights only; start from it by model.init_args.init_from")
         return str(path)
+
+    def _read(self, path: Path) -> None:
+        """Read a checkpoint before anything is made, so that a damaged one is one error."""
+        try:
+            if self.subcommand != "fit" and not _is_sharded(path):
+                self._content = read(path)
+            elif path.is_file():
+                check(path)
+        except (OSError, ValueError) as error:
+            self.parser.error(f"ckpt_path: {error}")
 
     @property
     def _runs(self) -> Path:
@@ -129,7 +154,12 @@ class ZooCLI(LightningCLI):
         return Path(self._get(self.config, "run_dir")) / name
 
     def instantiate_classes(self) -> None:
-        super().instantiate_classes()
+        try:
+            super().instantiate_classes()
+        except (OSError, ValueError) as error:
+            if self.subcommand is None or (reason := _own_reason(error)) is None:
+                raise
+            self.parser.error(reason)
         self._dump_config()
         model = self.config_dump["model"]
         plain = {"_class_path": model["class_path"], "_instantiator": "lightning.pytorch.cli.instantiate_module"}
@@ -261,8 +291,9 @@ class ZooCLI(LightningCLI):
 
     def _run_model(self, subcommand: str) -> None:
         checkpoint = self._get(self.config, "ckpt_path")
-        if subcommand != "fit" and checkpoint and not _is_sharded(Path(checkpoint)):
-            take(self.model, read(Path(checkpoint)), checkpoint)  # before a model from scratch asks for training data
+        if self._content is not None:
+            take(self.model, self._content, checkpoint)  # before a model from scratch asks for training data
+            self._content = None  # the model has copies of it
         super()._run_subcommand(subcommand)
 
     def _begin_task(self, index: int) -> None:
@@ -348,14 +379,24 @@ def build(kind: type[ZooCLI], args: Sequence[str] | None, *, execute: bool = Tru
     )
 
 
+def _own_reason(error: BaseException | None) -> str | None:
+    """The sentence of the zoo that the parser has wrapped in pages of its own; None for an error of another origin."""
+    while error is not None:
+        frames = list(traceback.walk_tb(error.__traceback__))
+        if frames and frames[-1][0].f_globals["__name__"].startswith(("zoo.", "datamodules.")):
+            return str(error)
+        error = error.__cause__
+    return None
+
+
 def _holds_weights_only(path: Path) -> bool:
     """Whether a checkpoint is an exported folder or a file of tensors, which the Trainer cannot read."""
     return is_exported(path) or path.suffix == ".safetensors"
 
 
 def _is_sharded(path: Path) -> bool:
-    """Whether a checkpoint is a folder with a file a rank, which strategies load."""
-    return path.is_dir() and not is_exported(path)
+    """Whether a checkpoint is a folder with a file a rank, which strategies load: FSDP's, or DeepSpeed's."""
+    return (path / "meta.pt").is_file() or (path / "latest").is_file()
 
 
 def quiet_known_warnings() -> None:
@@ -403,9 +444,15 @@ def _config_file(name: str) -> str:
 
 
 def has_wandb_account() -> bool:
-    """Whether a key for W&B is in the environment or was left by ``wandb login``."""
-    netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
-    return "WANDB_API_KEY" in os.environ or (netrc.is_file() and "wandb" in netrc.read_text(encoding="utf-8"))
+    """Whether a key for W&B's server is in the environment or was left by ``wandb login``."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").netloc
+    try:
+        found = netrc.netrc(Path(os.environ.get("NETRC") or "~/.netrc").expanduser()).authenticators(host)
+    except (OSError, netrc.NetrcParseError):
+        return False
+    return found is not None and bool(found[2])
 
 
 def stay_offline_without_wandb_account() -> None:

@@ -1,21 +1,21 @@
 """The README.md of an exported model, as the Hugging Face hub shows it."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from zoo import catalogue
-from zoo.checkpoint_io import EXPERIMENT, FOLDER
+from zoo.checkpoint_io import EXPERIMENT
 
 
 def model_card(
     title: str,
     module: Any,
     made_by: Mapping[str, Any],
-    results: Sequence[Mapping[str, str]],
-    arguments: Mapping[str, Any],
-    with_experiment: bool,
+    results: Sequence[Mapping[str, str]] = (),
+    dropped: Sequence[str] = (),
 ) -> str:
     """Markdown with the hub's front matter: what it is, how to use it, what it measured, whose work it is.
 
@@ -23,16 +23,15 @@ def model_card(
         title: of the card.
         module: the model.
         made_by: of the export's ``config.yaml``.
-        results: rows of the run's ``results.csv``.
-        arguments: the model's, for the names of hub models that it starts from.
-        with_experiment: whether the run's own config lies beside it.
+        results: what was measured with these weights, rows with the same keys.
+        dropped: names of what the run's config had and the one beside the card has not.
     """
-    methods = _methods(module, str(made_by["config"]))
+    methods = _methods(module, made_by["config"] or "")
     papers = sorted({paper for method in methods for paper in method.papers})
     tags = ["lightning", "zoo-of-papers", *(method.name for method in methods)]
     tags += [f"arxiv:{word}" for paper in papers for word in paper.split() if word[:4].isdigit() and "." in word]
     front = {"license": str(made_by["licence"]).lower(), "library_name": "zoo-of-papers", "tags": tags}
-    if bases := sorted(_hub_models(arguments)):
+    if bases := sorted(name for name in started_from(module.hparams) if _on_hub(name)):
         front["base_model"] = bases
     path = f"{type(module).__module__.rpartition('.')[0]}.{type(module).__name__}"
     how = f" ({', '.join(method.task for method in methods[:1])})" if methods else ""
@@ -48,9 +47,15 @@ def model_card(
     if results:
         lines += ["", "## Measured", "", _table(results)]
     versions = ", ".join(f"{package} {number}" for package, number in made_by["versions"].items())
-    lines += ["", "## How it was made", "", f"Experiment `{made_by['config']}`; {versions}."]
-    if with_experiment:
+    experiment = f"Experiment `{made_by['config']}`; " if made_by["config"] else "Made with "
+    lines += ["", "## How it was made", "", f"{experiment}{versions}."]
+    if "command" in made_by:
         lines += ["", f"`{made_by['command']}` repeats it: `{EXPERIMENT}` is the run's whole config."]
+    if dropped:
+        lines += [
+            "",
+            f"Paths of its machine are left out, give your own: {', '.join(f'`{name}`' for name in dropped)}.",
+        ]
     lines += ["", "## Licence and citation", "", f"Weights: {made_by['licence']}. Code: Apache-2.0."]
     if papers:
         lines += ["", "Please cite what the method is from:", "", *(f"- {paper}" for paper in papers)]
@@ -65,13 +70,23 @@ def _methods(module: Any, config: str) -> list[catalogue.Method]:
     return [method for method in same if name.startswith(f"{method.name}_")] or same
 
 
-def _hub_models(arguments: Any) -> set[str]:
-    if isinstance(arguments, Mapping):
-        own = arguments.get("pretrained")
-        found = set().union(*map(_hub_models, arguments.values()))
-        hub = isinstance(own, str) and own.count("/") == 1 and not own.startswith((FOLDER, "package:", ".", "/"))
-        return found | {str(own)} if hub else found
-    return set()
+def started_from(arguments: Any) -> set[str]:
+    """Names of the weights of others that a model with these arguments starts from: ``pretrained`` of its parts."""
+    if isinstance(arguments, list | tuple):
+        return set().union(*map(started_from, arguments))
+    if not isinstance(arguments, Mapping):
+        return set()
+    found = set().union(*map(started_from, arguments.values()))
+    own = arguments.get("pretrained")
+    if own is True:
+        found.add(str(arguments.get("name", "pretrained weights")))
+    elif isinstance(own, str) and not own.startswith("package:zoo/"):
+        found.add(own)
+    return found
+
+
+def _on_hub(name: str) -> bool:
+    return name.count("/") == 1 and not name.startswith(("package:", ".", "/", "~")) and not Path(name).is_dir()
 
 
 def _table(rows: Sequence[Mapping[str, str]]) -> str:

@@ -1,7 +1,7 @@
 """Pretrained models: found by name, path, run folder or hub repository, verified, and never loaded in silence."""
 
-from collections.abc import Collection
-from functools import cache
+import sys
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from datamodules import sources
 from zoo import catalogue
-from zoo.checkpoint_io import CONFIG, WEIGHTS, Content, is_exported, mismatch, read, sha256
+from zoo.checkpoint_io import CONFIG, WEIGHTS, Content, is_exported, mismatch, read, sha256_once
 from zoo.rebuilding import build, check_trusted
 from zoo.run_folder import find_checkpoint
 
@@ -76,12 +76,14 @@ def _rebuild(content: Content, name: str, trust: Collection[str]) -> Any:
     from lightning.pytorch import LightningModule
 
     base = LightningModule if content.kind == "model" else nn.Module
-    given = content.spec.get("init_args") or {}
-    spec = {**content.spec, "init_args": {**given, **dict.fromkeys(STARTS & given.keys())}}
+    spec = dict(content.spec)
     try:
+        for key in ("init_args", "dict_kwargs"):
+            given = without_downloads(spec.get(key) or {})
+            spec[key] = {**given, **dict.fromkeys(STARTS & given.keys())}
         check_trusted(spec, trust)
         module = build(spec, base, trust)
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except Exception as error:  # a constructor with any arguments can raise any
         raise ValueError(f"{name!r}: the model cannot be rebuilt: {_said(error)}") from error
     if isinstance(module, LightningModule):
         hidden = {"_class_path": spec["class_path"], "_instantiator": "lightning.pytorch.cli.instantiate_module"}
@@ -90,33 +92,63 @@ def _rebuild(content: Content, name: str, trust: Collection[str]) -> Any:
     return module.eval()
 
 
+def without_downloads(given: Any) -> Any:
+    """Arguments whose parts fetch no weights of a library (``pretrained: true``), since a checkpoint brings them."""
+    if isinstance(given, Mapping):
+        kept = {name: without_downloads(value) for name, value in given.items()}
+        return {**kept, "pretrained": False} if kept.get("pretrained") is True else kept
+    return [without_downloads(value) for value in given] if isinstance(given, list) else given
+
+
 def take(module: nn.Module, content: Content, name: str) -> None:
     """Load the state and extras of a checkpoint into a module that has no Trainer yet.
+
+    Language models in it forget what they were to start from, unless they have adapters on those weights.
 
     Raises:
         DoesNotFit: if a tensor is missing, has no place or another shape; says which.
     """
     from lightning.pytorch import LightningModule
 
-    if not content.whole:
-        _take_language_model(module, content, name)
-        return
+    reason = None
     try:
+        for part in _language_models(module).values():
+            if part.lora is None:
+                part.init_from = []
+        if not content.whole:
+            _take_language_model(module, content, name)
+            return
         if isinstance(module, LightningModule):
             module.on_load_checkpoint({"state_dict": content.state, **content.extras})
         module.load_state_dict(content.state)
-    except (KeyError, RuntimeError, ValueError) as error:
-        reason = mismatch(module.state_dict(), content.state) or _said(error)
-        raise DoesNotFit(f"{name!r} does not fit {type(module).__name__}: {reason}") from error
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        if content.whole and not isinstance(error, ValueError):
+            reason = mismatch(module.state_dict(), content.state)
+        raise DoesNotFit(f"{name!r} does not fit {type(module).__name__}: {reason or _said(error)}") from error
 
 
 def _take_language_model(module: nn.Module, content: Content, name: str) -> None:
     from zoo.language.checkpoints import load_state
+
+    found = _language_models(module)
+    if len(found) != 1:
+        raise ValueError(f"it holds the weights of one language model, and the model has {len(found)}")
+    [(place, part)] = found.items()
+    others = [key for key in module.state_dict() if not f".{key}".startswith(f".{place}." if place else ".")]
+    if others:
+        raise ValueError(
+            f"it holds the weights of a language model alone, and {len(others)} tensors of the model would be random, "
+            f"such as {others[0]}; use init_from of {place}"
+        )
+    load_state(part.build().network, content.state, name, part.kind == "encoder")
+
+
+def _language_models(module: nn.Module) -> dict[str, Any]:
+    if "zoo.language.models" not in sys.modules:  # nothing can have one, and its import takes long
+        return {}
     from zoo.language.models import LanguageModel
 
-    for part in module.modules():
-        if isinstance(part, LanguageModel):
-            load_state(part.build().network, content.state, name, part.kind == "encoder")
+    return {name: part for name, part in module.named_modules() if isinstance(part, LanguageModel)}
 
 
 def _said(error: Exception) -> str:
@@ -186,7 +218,7 @@ def _fetched(entry: catalogue.Checkpoint) -> Path:
     for file, digest in entry.files.items():
         if not (folder / file).is_file():
             raise FileNotFoundError(f"{entry.name}: {folder} has no {file}; {_remedy(source)}")
-        if _digest(folder / file, (folder / file).stat().st_mtime_ns) != digest:
+        if sha256_once(folder / file) != digest:
             raise ValueError(
                 f"{folder / file} differs from the catalogue's sha256 for {entry.name!r}; {_remedy(source)}"
             )
@@ -195,11 +227,6 @@ def _fetched(entry: catalogue.Checkpoint) -> Path:
 
 def _remedy(source: dict[str, str]) -> str:
     return "install the package again" if "bundled" in source else "remove it to have it fetched anew"
-
-
-@cache
-def _digest(path: Path, changed: int) -> str:
-    return sha256(path)
 
 
 def from_hub(repo: str, revision: str | None = None) -> Path:

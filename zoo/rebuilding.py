@@ -7,7 +7,7 @@ from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 TRUSTED = ("zoo", "datamodules", "torch", "torchvision", "timm", "lightning")
 """Packages whose classes a checkpoint may name."""
@@ -45,8 +45,7 @@ def build(spec: Mapping[str, Any], base: type | tuple[type, ...], trust: Collect
     if not isinstance(cls, type) or not issubclass(cls, base):
         wanted = " or ".join(one.__name__ for one in (base if isinstance(base, tuple) else (base,)))
         raise ValueError(f"class_path {path!r} is no {wanted}")
-    given = spec.get("init_args") or {}
-    return cls(**_arguments(cls, path, given, trust), **(spec.get("dict_kwargs") or {}))
+    return cls(**_arguments(cls, path, _given(spec), trust))
 
 
 def _trusted(path: Any, trust: Collection[str]) -> None:
@@ -71,6 +70,17 @@ def _resolve(path: Any, trust: Collection[str]) -> Any:
         ) from error
 
 
+def _given(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """All arguments of a spec, those that its parser had no type for (``dict_kwargs``) included."""
+    given: dict[str, Any] = {}
+    for key in ("init_args", "dict_kwargs"):
+        values = spec.get(key) or {}
+        if not isinstance(values, Mapping) or not all(isinstance(name, str) for name in values):
+            raise ValueError(f"{spec['class_path']}: {key} must have values by name, got {str(values)[:80]}")
+        given.update(values)
+    return given
+
+
 def _arguments(cls: type, path: str, given: Mapping[str, Any], trust: Collection[str]) -> dict[str, Any]:
     for name in getattr(cls, "runs_code", ()):
         if given.get(name) and path not in trust:
@@ -79,7 +89,7 @@ def _arguments(cls: type, path: str, given: Mapping[str, Any], trust: Collection
                 "into trust"
             )
     hints = _hints(cls)
-    return {name: _value(value, hints.get(name, Any), trust) for name, value in given.items()}
+    return {name: _value(value, hints.get(name, Any), trust, f"{path}: {name}") for name, value in given.items()}
 
 
 @cache
@@ -107,23 +117,37 @@ def _annotations(function: Any) -> dict[str, Any]:
         return {name: hint for name, hint in inspect.get_annotations(function).items() if not isinstance(hint, str)}
 
 
-def _value(value: Any, hint: Any, trust: Collection[str]) -> Any:
+def _value(value: Any, hint: Any, trust: Collection[str], where: str) -> Any:
     options = _options(hint)
     if isinstance(value, Mapping):
-        return _from_mapping(value, options, trust)
+        return _from_mapping(value, options, trust, where)
     if isinstance(value, list | tuple):
         kind = next((o for o in options if get_origin(o) in (list, tuple, Sequence)), None)
         inner = get_args(kind) or (Any,)
         fixed = get_origin(kind) is tuple and len(inner) == len(value) and inner[-1] is not Ellipsis
         kinds = inner if fixed else [inner[0]] * len(value)
-        values = [_value(one, of, trust) for one, of in zip(value, kinds, strict=True)]
+        values = [_value(one, of, trust, where) for one, of in zip(value, kinds, strict=True)]
         return tuple(values) if get_origin(kind) is tuple else values
     if isinstance(value, str) and str not in options:
         if Path in options:
             return Path(value)
         if makers := [o for o in options if get_origin(o) is Callable]:
             return _function(value, _returns(makers[0]), trust)
+    _check_choice(value, options, where)
     return value
+
+
+def _check_choice(value: Any, options: Sequence[Any], where: str) -> None:
+    """Raises ``ValueError`` for a word that is none of those an argument offers, and for what is neither yes nor no.
+
+    A library may take other words than ours for the name of something to fetch.
+    """
+    choices = [choice for option in options if get_origin(option) is Literal for choice in get_args(option)]
+    kinds = tuple(option for option in options if isinstance(option, type) and option is not Any)
+    if choices and value is not None and value not in choices and not isinstance(value, kinds):
+        raise ValueError(f"{where}={value!r} must be one of {', '.join(map(str, choices))}")
+    if kinds == options == (bool,) and not isinstance(value, bool | None):
+        raise ValueError(f"{where}={value!r} must be true or false")
 
 
 def _options(hint: Any) -> tuple[Any, ...]:
@@ -134,7 +158,7 @@ def _options(hint: Any) -> tuple[Any, ...]:
     return (hint,)
 
 
-def _from_mapping(value: Mapping[str, Any], options: Sequence[Any], trust: Collection[str]) -> Any:
+def _from_mapping(value: Mapping[str, Any], options: Sequence[Any], trust: Collection[str], where: str) -> Any:
     if "class_path" in value:
         kinds = tuple(option for option in options if isinstance(option, type) and option is not type(None))
         makers = [option for option in options if get_origin(option) is Callable]
@@ -144,7 +168,7 @@ def _from_mapping(value: Mapping[str, Any], options: Sequence[Any], trust: Colle
     for option in options:
         if get_origin(option) in (dict, Mapping):
             of = get_args(option)[1]
-            return {name: _value(one, of, trust) for name, one in value.items()}
+            return {name: _value(one, of, trust, f"{where}.{name}") for name, one in value.items()}
         if isinstance(option, type) and (is_dataclass(option) or hasattr(option, "_fields")):
             return option(**_arguments(option, option.__name__, value, trust))
     return value
@@ -161,7 +185,7 @@ def _maker(spec: Mapping[str, Any], kinds: tuple[type, ...], trust: Collection[s
     cls = _resolve(path, trust)
     if not isinstance(cls, type) or not issubclass(cls, kinds):
         raise ValueError(f"class_path {path!r} is no {' or '.join(kind.__name__ for kind in kinds)}")
-    return partial(cls, **_arguments(cls, path, spec.get("init_args") or {}, trust))
+    return partial(cls, **_arguments(cls, path, _given(spec), trust))
 
 
 def _function(path: str, kinds: tuple[type, ...], trust: Collection[str]) -> Any:

@@ -43,6 +43,13 @@ def find_checkpoint(runs: Path, which: str) -> Path | None:
     return max(files, key=lambda file: file.stat().st_mtime, default=None)
 
 
+def last_of(folder: Path) -> Path | None:
+    """The ``last.ckpt`` of a run folder, its newest task's, or the newest below a folder of runs; None without any."""
+    files = [folder / "checkpoints" / "last.ckpt", *folder.glob("task_*/checkpoints/last.ckpt")]
+    found = [file for file in files if file.exists()]
+    return max(found, key=lambda file: file.stat().st_mtime) if found else find_checkpoint(folder, "last")
+
+
 def agent_version() -> str | None:
     """``version_<id>`` with the id of the run under a W&B agent: several start at once, and would count alike."""
     run = os.environ.get("WANDB_RUN_ID")

@@ -1,6 +1,9 @@
 """``--ckpt_path`` by catalogue name and exported folder; what does not fit is one clear error."""
 
+import dataclasses
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +11,8 @@ import pytest
 import torch
 
 import zoo
-from zoo import pretrained
-from zoo.cli import run
+from zoo import catalogue, pretrained
+from zoo.cli import ZooCLI, run
 from zoo.exporting import export
 
 CONFIG = "noise_mask/baseline_pneumonia"
@@ -143,3 +146,111 @@ def test_a_model_from_scratch_is_tested_on_data_without_a_training_split(tmp_pat
     words += [f"--data.init_args.dataset={{class_path: BeirFolder, init_args: {{root: {tmp_path}}}}}"]
     cli = run(["test", *words, f"--ckpt_path={tmp_path / 'a.ckpt'}", "--trainer.enable_progress_bar=false"])
     assert 0 < cli.trainer.callback_metrics["test/mrr@10"] <= 1
+
+
+@pytest.mark.parametrize("subcommand", ["fit", "test"])
+def test_a_run_folder_stands_for_its_checkpoint(subcommand: str, trained: Path, tmp_path: Path) -> None:
+    if subcommand == "test":
+        expected = command("test", str(trained / "run" / "checkpoints" / "last.ckpt"), tmp_path)
+        found = command("test", str(trained / "run"), tmp_path)
+        assert found.trainer.callback_metrics == expected.trainer.callback_metrics
+        return
+    words = ["fit", "--config", CONFIG, "--run_dir", str(tmp_path), "--model.init_args.backbone.init_args.width=4"]
+    words += ["--trainer.limit_train_batches=4", "--trainer.limit_val_batches=2", "--test_after_fit=false"]
+    words += ["--trainer.max_epochs=3", "--trainer.enable_progress_bar=false"]
+    first: Any = run([*words, "--trainer.max_steps=1"]).trainer
+    (Path(first.log_dir) / "checkpoints" / "best.ckpt").touch()  # has no optimiser, so that no fit goes on from it
+    for folder, steps in ((Path(first.log_dir), 2), (Path(first.log_dir).parent, 3)):
+        trainer = run([*words, f"--trainer.max_steps={steps}", f"--ckpt_path={folder}"]).trainer
+        assert trainer.global_step == steps
+        assert trainer.log_dir == first.log_dir
+
+
+class Trace:
+    """Leaves a file where it is unpickled."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[object, tuple[Path]]:
+        return Path.touch, (self.file,)
+
+
+@pytest.mark.parametrize("subcommand", ["fit", "test"])
+def test_damaged_and_malicious_checkpoints_are_a_few_lines_before_anything_is_built(
+    subcommand: str, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ZooCLI, "instantiate_classes", lambda self: pytest.fail("was built"))
+    broken, folder = tmp_path / "broken", tmp_path / "none"
+    shutil.copytree(trained / "exported", broken)
+    (broken / "model.safetensors").write_bytes(b"1234")
+    folder.mkdir()
+    (tmp_path / "empty.ckpt").touch()
+    torch.save({"state_dict": Trace(tmp_path / "ran")}, tmp_path / "evil.ckpt")
+    wrong = [("empty.ckpt", "is damaged, or no file of torch.save"), ("evil.ckpt", "could run code; it was refused")]
+    wrong += [("none", "is no checkpoint; give a file, a run folder, last or best")]
+    wrong += [("broken", "holds weights only" if subcommand == "fit" else "is damaged, or no safetensors|differs from")]
+    for name, reason in wrong:
+        said = refusal(capsys, subcommand, str(tmp_path / name), tmp_path)
+        assert re.search(rf"ckpt_path: .*({reason})", said)
+        assert said.count("\n") <= 3
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_wrong_digest_is_not_called_missing(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = next(c for c in catalogue.checkpoints() if c.name == "few_shot/conv64f_omniglot")
+    files = dict.fromkeys(entry.files, "0" * 64)
+    monkeypatch.setattr(catalogue, "checkpoints", lambda: [dataclasses.replace(entry, files=files)])
+    said = refusal(capsys, "test", f"zoo://{entry.name}", tmp_path)
+    assert "differs from the catalogue's sha256" in said
+    assert "does not exist" not in said
+
+
+def test_a_start_that_does_not_fit_is_one_sentence(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["fit", "--config", CONFIG, "--run_dir", str(tmp_path), "--model.init_args.backbone.init_args.width=4"]
+    for start, classes, reason in (
+        (trained / "exported", 3, "its head has 2 classes, this model has 3: set reset_head=true"),
+        (tmp_path / "none", 2, "none' is neither a file, a run folder"),
+    ):
+        capsys.readouterr()
+        more = [f"--model.init_args.init_from={start}", f"--model.init_args.num_classes={classes}"]
+        with pytest.raises(SystemExit) as stop:
+            run([*words, *more])
+        said = capsys.readouterr().err
+        assert stop.value.code == 2
+        assert reason in said
+        assert said[said.index("error: ") :].count("\n") <= 2
+        assert "Union" not in said
+
+
+def test_weights_of_a_library_are_not_fetched_for_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import timm
+
+    words = ["--config", CONFIG, "--run_dir", str(tmp_path), "--model.init_args.backbone.class_path=TimmBackbone"]
+    words += [f"--model.init_args.backbone.init_args.{x}" for x in ("name=resnet10t", "in_channels=1")]
+    model: Any = run([*words, "--trainer.logger=false"], execute=False).model
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "a.ckpt")
+    asked: list[bool] = []
+    make = timm.create_model
+
+    def create(*given: Any, pretrained: bool = False, **more: Any) -> Any:
+        asked.append(pretrained)
+        return make(*given, **more)
+
+    monkeypatch.setattr(timm, "create_model", create)
+    words += ["--model.init_args.backbone.init_args.pretrained=true", "--trainer.limit_test_batches=1"]
+    run(["test", *words, f"--ckpt_path={tmp_path / 'a.ckpt'}", "--trainer.enable_progress_bar=false"])
+    assert asked == [False]
+    run([*words, "--trainer.logger=false"], execute=False)
+    assert asked == [False, True]  # without a checkpoint they are
+
+
+def test_a_language_model_alone_does_not_pass_for_another_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = refusal(capsys, "test", "zoo://llm_rl/tiny_arithmetic", tmp_path)
+    assert "does not fit ImageClassifier: it holds the weights of one language model, and the model has 0" in said

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -207,11 +208,12 @@ def server(folder: Path) -> Path:
     ],
 )
 def test_bad_input_is_named_before_any_training(
-    args: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    args: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(ZooCLI, "_instantiate_trainer", without_training(ZooCLI._instantiate_trainer))
-    with pytest.raises((ValueError, FileNotFoundError, SystemExit), match=message):
+    with pytest.raises((ValueError, FileNotFoundError, SystemExit)) as raised:
         fit(tmp_path, *args)
+    assert re.search(message, f"{raised.value} {capsys.readouterr().err}")
 
 
 def without_training(original: Any) -> Any:

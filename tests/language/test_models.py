@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from zoo.language import BytePairs, LanguageModel, Lora, Words, checkpoints
+from zoo.language import BytePairs, LanguageModel, Lora, Words, checkpoints, loading
 
 TEXTS = ["a b c d e f g h", "a b c i j k"]
 LLAMA = {
@@ -426,6 +426,27 @@ def _with_more_tokens(folder: Path, other: Path) -> LanguageModel:
     tokenizer.add_tokens([f"x{i}" for i in range(50 - len(tokenizer))])
     tokenizer.save_pretrained(other)
     return LanguageModel(str(folder), tokenizer=str(other))
+
+
+def test_a_package_inside_another_is_not_imported_to_be_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "outer" / "inner" / "x").mkdir(parents=True)
+    trace = tmp_path / "ran"
+    (tmp_path / "outer" / "__init__.py").write_text(f"from pathlib import Path\nPath({str(trace)!r}).touch()\n")
+    (tmp_path / "outer" / "inner" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    for package in ("outer.inner", "", ".inner"):
+        with pytest.raises(ValueError, match="must be the name of one package, without dots"):
+            loading.locate(f"package:{package}/x")
+    assert loading.locate("package:outer/inner/x") == str(tmp_path / "outer" / "inner" / "x")
+    assert not trace.exists()
+
+
+def test_pickled_weights_with_code_are_one_error(causal: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(causal, tmp_path / "pickled"))
+    (folder / "model.safetensors").unlink()
+    torch.save({"a": Path}, folder / "pytorch_model.bin")
+    with pytest.raises(ValueError, match=r"its pickled weights are damaged, or hold more than tensors"):
+        LanguageModel(str(folder)).build()
 
 
 def test_logits_with_a_softcap_or_a_bias_are_refused() -> None:

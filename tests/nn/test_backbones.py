@@ -45,6 +45,12 @@ def test_timm_resnet50_last_level_on_meta_device() -> None:
     assert net.channels == 2048
 
 
+@pytest.mark.parametrize("option", ["checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained"])
+def test_timm_is_given_no_file_to_unpickle(option: str) -> None:
+    with pytest.raises(ValueError, match=f"options must not have {option}, as timm may run code"):
+        TimmBackbone("resnet10t", options={option: "a.json"})
+
+
 def test_timm_class_and_patch_tokens() -> None:
     name, options = "vit_tiny_patch16_224", {"img_size": 48, "depth": 1}
     torch.manual_seed(0)

