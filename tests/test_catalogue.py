@@ -6,7 +6,8 @@ from time import perf_counter
 import pytest
 
 from zoo import catalogue
-from zoo.cli import run, with_config_paths
+from zoo.cli import run
+from zoo.parser import with_config_paths
 
 NEEDS_OTHER_RUN = {
     *("few_shot/crlnet_miniimagenet", "few_shot/crlnet_strokes"),

@@ -1,18 +1,13 @@
 """``python -m zoo fit|validate|test|predict``: LightningCLI with run folders, short names and safe resuming."""
 
-import difflib
-import inspect
 import logging
 import netrc
 import os
-import re
-import sys
 import traceback
 import warnings
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 from urllib.parse import urlsplit
 
 import yaml
@@ -27,27 +22,10 @@ from zoo import catalogue
 from zoo.callbacks import Figures, KeepLast, PredictionTable, StepSeed, Summary, Throughput
 from zoo.callbacks.wandb import finish_wandb, name_run, send_sequence, wandb_finished
 from zoo.checkpoint_io import Content, check, is_exported, mismatch, read
+from zoo.parser import ZooParser, with_config_paths
 from zoo.pretrained import STARTS, DoesNotFit, locate, take
 from zoo.run_folder import RunLogger, agent_version, find_checkpoint, last_of, version_of
 from zoo.tasks import HasTasks, LearnsTasks, SequenceState, TaskStart, announce, missing, show, task_folders, task_of
-
-
-class ZooParser(LightningArgumentParser):
-    """Says what is wrong without a page of usage, and adds the closest names to an unknown key or class."""
-
-    def parse_args(self, args: Sequence[str] | None = None, *more: Any, **settings: Any) -> Any:  # type: ignore[override]
-        """As the parser's, which hands null of an argument of a part of a part on as the word None."""
-        if isinstance(args, list):
-            args = [f"{word[:-4]}null" if isinstance(word, str) and word.endswith("=None") else word for word in args]
-        return super().parse_args(args, *more, **settings)
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        if "Did you mean" not in message:
-            message += _suggestion(message)
-        if not self.exit_on_error:
-            super().error(message, ex)
-        prog = getattr(ex, "subcommand_parser", self).prog
-        self.exit(2, f"error: {message}\n`{prog.replace(' [options]', '')} --help` lists all options\n")
 
 
 class SaveConfig(SaveConfigCallback):
@@ -416,33 +394,6 @@ def quiet_known_warnings() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
-def with_config_paths(args: Sequence[str]) -> list[str]:
-    """Replace short config names after ``--config`` by the files they stand for.
-
-    Raises:
-        SystemExit: if a name fits no file, with the closest ones.
-    """
-    result: list[str] = []
-    for word in args:
-        flag, equals, value = word.partition("=")
-        if result and result[-1] in ("--config", "-c"):
-            result.append(_config_file(word))
-        elif equals and flag == "--config":
-            result.append(f"--config={_config_file(value)}")
-        else:
-            result.append(word)
-    return result
-
-
-def _config_file(name: str) -> str:
-    if name.lstrip().startswith("{"):
-        return name
-    try:
-        return str(catalogue.find_config(name))
-    except FileNotFoundError as error:
-        raise SystemExit(f"python -m zoo: error: {error}") from None
-
-
 def has_wandb_account() -> bool:
     """Whether a key for W&B's server is in the environment or was left by ``wandb login``."""
     if os.environ.get("WANDB_API_KEY"):
@@ -461,34 +412,3 @@ def stay_offline_without_wandb_account() -> None:
         os.environ.setdefault("WANDB_MODE", "offline")
     if os.environ.get("WANDB_MODE") == "offline":
         os.environ.setdefault("WANDB_SILENT", "true")  # the one line that matters is printed at the end
-
-
-def _suggestion(message: str) -> str:
-    """The closest known names to the unknown one that a parser's message quotes, or an empty string."""
-    patterns = (
-        r"Option '([\w.]+)' is not accepted",
-        r"Key '([\w.]+)' is not expected",
-        r"[Uu]nrecognized arguments: -*([\w.]+)",
-        r"Expected a dot import path string: ([\w.]+)",
-        r"class_path '?([\w.]+)'?",
-    )
-    unknown = next((m.group(1) for p in patterns if (m := re.search(p, message))), None)
-    if unknown is None:
-        return ""
-    last = unknown.rpartition(".")[2]
-    close = [name for name in difflib.get_close_matches(last, _known_names(), n=3) if name != last]
-    return f"\nDid you mean {' or '.join(close)}?" if close else ""
-
-
-def _known_names() -> set[str]:
-    """Class and argument names of the zoo's own classes and of the Trainer."""
-    names = set(inspect.signature(Trainer).parameters)
-    todo: list[type] = [LightningModule, LightningDataModule]
-    modules = [m for name, m in list(sys.modules.items()) if name.startswith(("zoo.", "datamodules."))]
-    for module in modules:
-        todo += [c for c in vars(module).values() if inspect.isclass(c) and c.__module__.startswith(("zoo", "datamod"))]
-    for cls in todo:
-        names.add(cls.__name__)
-        with suppress(ValueError):  # subclasses of builtin types have no signature
-            names.update(p for p in inspect.signature(cls).parameters if p not in ("args", "kwargs"))
-    return names

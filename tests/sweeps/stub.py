@@ -1,6 +1,7 @@
 """Stands for a training: logs a loss that is best at x = 0.3, in a run folder as the zoo's, and resumes from its place.
 
-Started as ``stub.py [fail=X] [nap=SECONDS] [steps=N] --x=0.1 ... --run_dir D --run_name N [--ckpt_path last]``.
+Started as ``stub.py [fail=X [broken=FILE]] [nap=SECONDS] [steps=N] --x=0.1 ... --run_dir D --run_name N
+[--ckpt_path last]``; with ``broken`` it fails as long as there is such a file.
 """
 
 import os
@@ -12,7 +13,7 @@ from pathlib import Path
 
 def main() -> None:
     words = sys.argv[1:]
-    setup = {"nap": "0", "steps": "4", "fail": "", "metric": "val/loss"}
+    setup = {"nap": "0", "steps": "4", "fail": "", "metric": "val/loss", "broken": ""}
     setup |= dict(word.split("=", 1) for word in words if not word.startswith("--") and "=" in word)
     options: dict[str, str] = {}
     for word, following in zip(words, [*words[1:], ""], strict=True):
@@ -28,7 +29,8 @@ def main() -> None:
     done = int(place.read_text()) if options.get("ckpt_path") == "last" and place.is_file() else 0
     log(folder, f"start {done} {os.environ.get('OMP_NUM_THREADS')} {os.environ.get('CUDA_VISIBLE_DEVICES')}")
     (folder / "config.yaml").write_text(f"x: {x}\nrun_dir: {options['run_dir']}\nrun_name: {options['run_name']}\n")
-    if setup["fail"] in ("all", options["x"]):
+    broken = not setup["broken"] or Path(setup["broken"]).exists()
+    if broken and setup["fail"] in ("all", options["x"]):
         print("first line\nthe data are\nnot there", file=sys.stderr)
         sys.exit(3)
     if not metrics.is_file():

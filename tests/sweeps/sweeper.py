@@ -5,10 +5,10 @@ from pathlib import Path
 
 from zoo.sweeps.engine import LocalSweep
 from zoo.sweeps.sweep_file import read_sweep
-from zoo.sweeps.table import Shows
+from zoo.sweeps.table import SweepDisplay
 
 if __name__ == "__main__":
     file = read_sweep(sys.argv[1])
-    with Shows(list(file.parameters)) as shows:
-        over = LocalSweep(file, Path(sys.argv[2]), *map(int, sys.argv[3:]), shows, poll=0.05).run()
+    with SweepDisplay(list(file.searched)) as display:
+        over = LocalSweep(file, Path(sys.argv[2]), *map(int, sys.argv[3:]), display, poll=0.05, seed=0).run()
     sys.exit(0 if over else 130)

@@ -9,13 +9,15 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
 from zoo.sweeps.engine import LocalSweep, SweepFailed
-from zoo.sweeps.processes import Child, share
+from zoo.sweeps.processes import Child, worker_env
+from zoo.sweeps.readings import read
 from zoo.sweeps.sweep_file import SweepFile, read_sweep
-from zoo.sweeps.table import Shows
+from zoo.sweeps.table import SweepDisplay
 
 HERE = Path(__file__).parent
 X = {"x": {"min": 0.0, "max": 1.0}}
@@ -35,9 +37,10 @@ def sweep_file(folder: Path, *setup: str, **changes: Any) -> Path:
     return path
 
 
-def make(file: Path, total: int, workers: int = 1) -> LocalSweep:
+def make(file: Path, total: int, workers: int = 1, **settings: Any) -> LocalSweep:
     read: SweepFile = read_sweep(str(file))
-    return LocalSweep(read, file.parent / "sweep", total, workers, Shows(list(read.parameters)), poll=0.02)
+    display = SweepDisplay(list(read.searched))
+    return LocalSweep(read, file.parent / "sweep", total, workers, display, poll=0.02, **{"seed": 0, **settings})
 
 
 def log(sweep: Path, number: int) -> list[list[str]]:
@@ -48,10 +51,10 @@ def log(sweep: Path, number: int) -> list[list[str]]:
 def test_twelve_trials_come_closer_to_the_planted_optimum_than_the_default(tmp_path: Path) -> None:
     sweep = make(sweep_file(tmp_path, method="bayes"), total=12, workers=2)
     assert sweep.run()
-    best = sweep.best()
+    best = sweep.records.best()
     assert best is not None
     assert best.value is not None
-    assert [trial.state.name for trial in sweep.trials] == ["COMPLETE"] * 12
+    assert [trial.state.name for trial in sweep.records.trials] == ["COMPLETE"] * 12
     assert best.value == pytest.approx((best.params["x"] - 0.3) ** 2 + 0.25)  # of the last step of four
     assert best.value - 0.25 < (1.0 - 0.3) ** 2 / 50  # the default is x = 1
 
@@ -72,7 +75,7 @@ def test_two_trials_run_side_by_side_and_share_the_cores(tmp_path: Path, monkeyp
     [(1, 2, ["0", "1", "2", "3", "4"], "1,3"), (2, 3, ["4", "7"], "4"), (0, 1, ["GPU-a", "GPU-b"], "GPU-a,GPU-b")],
 )
 def test_workers_share_the_devices(worker: int, workers: int, devices: list[str], own: str) -> None:
-    assert share(worker, workers, devices, cores=8) == {"CUDA_VISIBLE_DEVICES": own}
+    assert worker_env(worker, workers, devices, cores=8) == {"CUDA_VISIBLE_DEVICES": own}
 
 
 def start(file: Path, total: int) -> "subprocess.Popen[str]":
@@ -119,13 +122,15 @@ def test_goes_on_after_kill_9_with_the_same_trials(tmp_path: Path, capsys: pytes
     assert sweep.run()
     assert "trial_0005 still runs: stopping it" in capsys.readouterr().out
     assert all(orphan.ended() for orphan in orphans)
-    assert [trial.state.name for trial in sweep.trials] == ["COMPLETE"] * 12
+    assert [trial.state.name for trial in sweep.records.trials] == ["COMPLETE"] * 12
     check_that_no_step_was_made_twice(sweep.folder, 12, 5)
     assert [line[1] for line in log(sweep.folder, 5) if line[0] == "start"] != ["0"]  # it went on
     (tmp_path / "other").mkdir()
     unbroken = make(sweep_file(tmp_path / "other", "steps=1"), 12, workers=4)
     assert unbroken.run()
-    assert [trial.params["x"] for trial in sweep.trials] == [trial.params["x"] for trial in unbroken.trials]
+    assert [trial.params["x"] for trial in sweep.records.trials] == [
+        trial.params["x"] for trial in unbroken.records.trials
+    ]
 
 
 def test_a_trial_that_ended_while_nobody_looked_is_not_run_again(tmp_path: Path) -> None:
@@ -161,21 +166,130 @@ def test_a_failing_trial_is_recorded_and_the_others_go_on(tmp_path: Path) -> Non
     points = {"x": {"values": [0.5, 0.1, 0.3]}}
     sweep = make(sweep_file(tmp_path, "fail=0.1", method="grid", parameters=points), total=9)
     assert sweep.run()
-    assert [trial.state.name for trial in sweep.trials] == ["COMPLETE", "FAIL", "COMPLETE"]
-    assert sweep.trials[1].user_attrs["error"] == "exit status 3: first line\nthe data are\nnot there"
+    assert [trial.state.name for trial in sweep.records.trials] == ["COMPLETE", "FAIL", "COMPLETE"]
+    assert sweep.records.trials[1].user_attrs["error"] == "exit status 3: first line\nthe data are\nnot there"
 
 
 def test_three_failures_and_nothing_else_end_a_sweep(tmp_path: Path) -> None:
     sweep = make(sweep_file(tmp_path, "fail=all"), total=12)
     with pytest.raises(SweepFailed, match=r"(?s)first 3 trials failed.*not there"):
         sweep.run()
-    assert len(sweep.trials) == 3
+    assert len(sweep.records.trials) == 3
 
 
-def test_a_trial_that_never_logs_the_metric_has_failed(tmp_path: Path) -> None:
-    sweep = make(sweep_file(tmp_path, "metric=val/lost"), total=1)
+def test_the_first_trial_without_the_metric_ends_the_sweep_and_the_metric_may_be_mended(tmp_path: Path) -> None:
+    setup = ("steps=2", "metric=val/lost")
+    sweep = make(sweep_file(tmp_path, *setup), total=3)
+    with pytest.raises(
+        SweepFailed, match="trial_0000 failed: it has not logged val/loss, but val/lost, train/loss; mend"
+    ):
+        sweep.run()
+    mended = {"name": "val/lost", "goal": "maximize"}
+    sweep = make(sweep_file(tmp_path, *setup, metric=mended), total=3)
     assert sweep.run()
-    assert sweep.trials[0].user_attrs["error"] == "it has not logged val/loss, but val/lost, train/loss"
+    assert [trial.state.name for trial in sweep.records.trials] == ["FAIL", *["COMPLETE"] * 3]  # the first ran again
+    assert [trial.user_attrs.get("retry_of") for trial in sweep.records.trials] == [None, 0, None, None]
+    best = sweep.records.best()
+    assert best is not None
+    assert best.value == max(trial.value or 0.0 for trial in sweep.records.trials)
+    assert sweep.records.study.best_trial.number == best.number  # Optuna searches for the same
+    with pytest.raises(ValueError, match="metric changed since"):
+        make(sweep_file(tmp_path, *setup), total=3).run()
+
+
+def test_a_sweep_of_failures_is_no_success(tmp_path: Path) -> None:
+    with pytest.raises(SweepFailed, match=r"(?s)no trial has succeeded.*not there"):
+        make(sweep_file(tmp_path, "fail=all"), total=2).run()
+
+
+def states(sweep: LocalSweep) -> list[str]:
+    return [trial.state.name for trial in sweep.records.trials]
+
+
+def test_failed_trials_are_run_again_on_request(tmp_path: Path) -> None:
+    points = {"x": {"values": [0.5, 0.1, 0.3]}}
+    file = sweep_file(tmp_path, f"broken={tmp_path / 'broken'}", "fail=0.1", method="grid", parameters=points)
+    (tmp_path / "broken").touch()
+    assert make(file, 9).run()
+    (tmp_path / "broken").unlink()
+    sweep = make(file, 9)
+    assert sweep.run()
+    assert states(sweep) == ["COMPLETE", "FAIL", "COMPLETE"]
+    for _ in range(2):  # the second has nothing left to do
+        sweep = make(file, 9, retry_failed=True)
+        assert sweep.run()
+        assert states(sweep) == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
+    assert sweep.records.trials[3].params == sweep.records.trials[1].params == {"x": "0.1"}
+    assert sweep.records.finished == 3
+
+
+def test_after_nothing_but_failures_the_next_session_runs_them_again(tmp_path: Path) -> None:
+    points = {"x": {"values": [0.5, 0.1, 0.3, 0.4]}}
+    file = sweep_file(tmp_path, f"broken={tmp_path / 'broken'}", "fail=all", method="grid", parameters=points)
+    (tmp_path / "broken").touch()
+    with pytest.raises(SweepFailed):
+        make(file, 9).run()
+    (tmp_path / "broken").unlink()
+    sweep = make(file, 9)
+    assert sweep.run()
+    done = {trial.params["x"] for trial in sweep.records.trials if trial.state.name == "COMPLETE"}
+    assert done == {"0.5", "0.1", "0.3", "0.4"}
+    assert states(sweep) == ["FAIL"] * 3 + ["COMPLETE"] * 4
+
+
+def test_draws_follow_the_seed_of_the_folder(tmp_path: Path) -> None:
+    def draws(name: str, **settings: Any) -> list[float]:
+        (tmp_path / name).mkdir(exist_ok=True)
+        sweep = make(sweep_file(tmp_path / name, "steps=1"), 2, **settings)
+        assert sweep.run()
+        return [trial.params["x"] for trial in sweep.records.trials]
+
+    assert draws("a", seed=1) == draws("b", seed=1) == draws("a", seed=None)  # kept
+    assert draws("a", seed=1) != draws("c", seed=2)
+    assert draws("d", seed=None) != draws("e", seed=None)
+    with pytest.raises(ValueError, match=r"--seed 3: .* has seed 1"):
+        draws("a", seed=3)
+
+
+def test_a_soft_stop_reaches_through_a_wrapper(tmp_path: Path) -> None:
+    words = [
+        "/bin/sh",
+        "-c",
+        '"$@"; exit $?',
+        "wrapper",
+        "${interpreter}",
+        "${program}",
+        "nap=0.1",
+        "steps=50",
+        "${args}",
+    ]
+    file, sweep = sweep_file(tmp_path, command=words), tmp_path / "sweep"
+    process = start(file, 1)
+    wait_for(sweep, 0, 2)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=30)
+    assert log(sweep, 0)[-1][0] == "stop"
+
+
+def test_what_outlives_its_keeper_is_ended(tmp_path: Path) -> None:
+    file, sweep = sweep_file(tmp_path, "nap=0.2", "steps=50"), tmp_path / "sweep"
+    process = start(file, 1)
+    wait_for(sweep, 0, 1)
+    child = Child.find(sweep / "trials" / "trial_0000")
+    assert child is not None
+    trial = child.process.children()[0]
+    child.process.kill()
+    process.communicate(timeout=30)
+    psutil.wait_procs([trial], timeout=5)
+    assert not trial.is_running() or trial.status() == psutil.STATUS_ZOMBIE
+
+
+def test_only_what_has_changed_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: list[str] = []
+    monkeypatch.setattr("zoo.sweeps.records.read", lambda *given: reads.append("") or read(*given))
+    sweep = make(sweep_file(tmp_path, "nap=0.4", "steps=2"), 1)
+    assert sweep.run()
+    assert 1 <= len(reads) <= 6  # of 40 looks; its files are made and written 4 times
 
 
 def test_trials_that_lag_are_stopped_early(tmp_path: Path) -> None:
@@ -184,12 +298,12 @@ def test_trials_that_lag_are_stopped_early(tmp_path: Path) -> None:
     file = sweep_file(tmp_path, "nap=0.12", "steps=8", method="grid", parameters=points, early_terminate=stop)
     sweep = make(file, total=4)
     assert sweep.run()
-    assert [trial.state.name for trial in sweep.trials] == ["COMPLETE", "PRUNED", "COMPLETE", "PRUNED"]
+    assert [trial.state.name for trial in sweep.records.trials] == ["COMPLETE", "PRUNED", "COMPLETE", "PRUNED"]
     assert [log(sweep.folder, number)[-1][0] for number in (1, 3)] == ["stop", "stop"]
-    steps = len(sweep.trials[1].intermediate_values)
+    steps = len(sweep.records.trials[1].intermediate_values)
     assert 2 <= steps <= 5
-    assert sweep.trials[1].value == pytest.approx(0.36 + 1 / steps)
-    best = sweep.best()
+    assert sweep.records.trials[1].value == pytest.approx(0.36 + 1 / steps)
+    best = sweep.records.best()
     assert best is not None
     assert best.number == 2
 
@@ -199,7 +313,7 @@ def test_a_sweep_ends_when_a_trial_reaches_the_target(tmp_path: Path) -> None:
     points = {"x": {"values": [0.9, 0.31, 0.5, 0.7]}}
     sweep = make(sweep_file(tmp_path, method="grid", metric=metric, parameters=points), total=4)
     assert sweep.run()
-    assert len(sweep.trials) == 2
+    assert len(sweep.records.trials) == 2
 
 
 def test_a_changed_file_and_a_folder_in_use_are_refused(tmp_path: Path) -> None:
@@ -213,4 +327,4 @@ def test_a_changed_file_and_a_folder_in_use_are_refused(tmp_path: Path) -> None:
     changed = sweep_file(tmp_path, parameters={"x": {"min": 0.0, "max": 2.0}})
     with pytest.raises(ValueError, match="command, parameters changed since"):
         make(changed, 3).run()
-    assert make(sweep_file(tmp_path, "nap=0.2", run_cap=2), 2).run()
+    assert make(sweep_file(tmp_path, "nap=0.2", run_cap=2, project="mine"), 2).run()

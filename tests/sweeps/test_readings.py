@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from zoo.sweeps.readings import read
+from zoo.sweeps.readings import read, stamp
 
 
 def version(trial: Path, number: int, **files: str) -> Path:
@@ -39,3 +39,15 @@ def test_the_newest_version_the_tasks_of_a_sequence_and_results(tmp_path: Path) 
     assert read(tmp_path, "AA").values == (51.25,)
     assert read(tmp_path, "query").values == ()
     assert read(tmp_path / "nothing", "m").values == ()
+
+
+def test_a_stamp_changes_with_every_line_and_version(tmp_path: Path) -> None:
+    assert stamp(tmp_path) == ()
+    run = version(tmp_path, 0, metrics="step,m\n", task_00__metrics="step,m\n")
+    first = stamp(tmp_path)
+    assert stamp(tmp_path) == first
+    with (run / "task_00" / "metrics.csv").open("a") as file:
+        file.write("0,1\n")
+    second = stamp(tmp_path)
+    version(tmp_path, 0, results="m\n1\n")
+    assert len({first, second, stamp(tmp_path)}) == 3

@@ -6,13 +6,15 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stderr
 from importlib.util import find_spec
-from itertools import pairwise
+from itertools import dropwhile, takewhile
 from pathlib import Path
 from typing import Any
 
-from zoo.cli import ZooCLI, build, with_config_paths
+from zoo.cli import ZooCLI, build
+from zoo.parser import with_config_paths
+from zoo.sweeps.parameters import SETTINGS, Parameter
 from zoo.sweeps.space import decode
-from zoo.sweeps.sweep_file import SETTINGS, Parameter, SweepFile
+from zoo.sweeps.sweep_file import SweepFile
 
 
 class _Parser(ZooCLI):
@@ -47,10 +49,11 @@ def _check(file: SweepFile) -> None:
     _check_program(file, first)
     if zoo_words(file.words(first)) is None:
         return
-    parse = _parser(file)
+    parse = _parser(file, first)
     if _refusal(parse, file, first) is not None:
-        for count, name in enumerate(first, start=1):  # which of them is it
-            _try(parse, file, name, dict(list(first.items())[:count]))
+        ordered = sorted(first.items(), key=lambda item: "." in item[0])  # a config before what it is about
+        for count, (name, _) in enumerate(ordered, start=1):  # which of them is it
+            _try(parse, file, name, dict(ordered[:count]))
     for name, values in probes.items():
         for value in values[1:]:
             _try(parse, file, name, {**first, name: value})
@@ -84,20 +87,30 @@ def _check_program(file: SweepFile, values: Mapping[str, Any]) -> None:
     if "${program}" in command and not Path(str(file.content.get("program"))).is_file():
         raise ValueError(f"program: there is no file {file.content.get('program')!r} in this folder")
     words = file.words(values)
-    called = words[1:] if words[0] == "/usr/bin/env" else words
-    if not called or shutil.which(called[0]) is None:
+    called = list(words)
+    if words[0] == "/usr/bin/env":
+        called = list(dropwhile(lambda word: re.match(r"\w+=", word), words[1:]))
+    if not called or (shutil.which(called[0]) is None and not called[0].startswith("-")):  # env has options of its own
         raise ValueError(f"command: there is no program {called[0] if called else ''!r}")
-    for flag, module in pairwise(words):
-        if flag == "-m" and find_spec(module.partition(".")[0]) is None:
-            raise ValueError(f"command: Python has no module {module!r}")
+    if Path(called[0]).name.startswith("python"):
+        options = list(takewhile(lambda word: word.startswith("-") and word != "-c", called[1:]))
+        if "-m" in options:
+            module = called[1:][options.index("-m") + 1 : options.index("-m") + 2]
+            if not module or find_spec(module[0].partition(".")[0]) is None:
+                raise ValueError(f"command: Python has no module {module[0] if module else ''!r}")
 
 
-def _parser(file: SweepFile) -> ZooCLI:
-    """The parser, once the experiment itself has parsed, and its monitor does not contradict the sweep's goal."""
-    words = zoo_words(file.words({})) or []
-    cli, message = _captured(lambda: build(_Parser, words))
+def _parser(file: SweepFile, first: Mapping[str, Any]) -> ZooCLI:
+    """The parser, once the experiment itself has parsed, and its monitor does not contradict the sweep's goal.
+
+    Where the command alone is no experiment, since a parameter is its config or model, the first values belong to it.
+    """
+    cli, message = _captured(lambda: build(_Parser, zoo_words(file.words({})) or []))
     if cli is None:
-        raise ValueError(f"command: {_reason(message)}")
+        cli, with_values = _captured(lambda: build(_Parser, zoo_words(file.words(first)) or []))
+        if cli is None:
+            same = _reason(with_values) == _reason(message)
+            raise ValueError(f"command{'' if same else ' with the first values'}: {_reason(with_values)}")
     config = cli.config["fit"]
     monitored = {"max": "maximize", "min": "minimize"}.get(config["monitor_mode"])
     if config["monitor"] == file.metric.name and monitored != file.metric.goal:
@@ -118,8 +131,8 @@ def _try(cli: ZooCLI, file: SweepFile, name: str, values: Mapping[str, Any]) -> 
 
 def _refusal(cli: ZooCLI, file: SweepFile, values: Mapping[str, Any]) -> str | None:
     """Why the command with these values does not parse; None if it does."""
-    words = with_config_paths(zoo_words(file.words(values)) or [])
-    parsed, message = _captured(lambda: cli.parser.parse_args(words))
+    words = zoo_words(file.words(values)) or []
+    parsed, message = _captured(lambda: cli.parser.parse_args(with_config_paths(words)))
     return _reason(message) if parsed is None else None
 
 

@@ -1,4 +1,4 @@
-"""The local engine: asks Optuna for values, runs trials side by side, and goes on where a killed sweeper stopped."""
+"""The local engine: runs trials side by side, stops them, and goes on where a killed sweeper stopped."""
 
 import os
 import signal
@@ -13,24 +13,21 @@ from typing import Any
 
 import filelock
 import optuna
-import yaml
-from optuna.storages.journal import JournalFileBackend
-from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import Trial, TrialState
 
 from zoo.sweeps import space
-from zoo.sweeps.processes import Child, cores, has_ended_well, last_lines, share
-from zoo.sweeps.readings import Reading, read
+from zoo.sweeps.processes import Child, cores, has_ended_well, worker_env
+from zoo.sweeps.readings import Reading, stamp
+from zoo.sweeps.records import Records
 from zoo.sweeps.sweep_file import SweepFile
-from zoo.sweeps.table import Shows
+from zoo.sweeps.table import SweepDisplay
 
 FAILURES = 3
 """As many trials that fail before any has ended well stop a sweep."""
-ENDED_WELL = (TrialState.COMPLETE, TrialState.PRUNED)
 
 
-class SweepFailed(ValueError):
-    """Every trial so far has failed."""
+class SweepFailed(Exception):
+    """No trial has ended well, and more of them would not help."""
 
 
 @dataclass
@@ -38,29 +35,30 @@ class Running:
     """A trial under way: what Optuna knows of it, its process, and the worker whose place it takes."""
 
     trial: Trial
-    values: dict[str, Any]
     folder: Path
     child: Child
     worker: int
     reading: Reading = field(default_factory=Reading)
-    lags: bool = False
+    stamp: tuple[tuple[str, int, int], ...] = ()
+    stopped: bool = False
 
 
 class LocalSweep:
-    """A sweep in its folder: ``sweep.yaml``, ``journal.log`` and ``trials/trial_<n>/``.
+    """A sweep in its folder, of which ``records`` are known while and after it runs.
 
     Args:
         file: the checked sweep file.
         folder: of this sweep, made if needed.
         total: trials in all, those of earlier sessions included; a grid has at most its points.
         workers: trials at a time.
+        display: told of each change.
         devices: of GPUs, shared by the workers.
-        shows: told of each change.
         poll: seconds between two looks at the running trials.
-
-    Raises:
-        ValueError: if the folder is in use, belongs to another sweep file, or ``total`` or ``workers`` is below 1.
+        retry_failed: run the values of failed trials again. So it is, too, where no trial has ended well so far.
+        seed: of the draws; None for the folder's own.
     """
+
+    records: Records
 
     def __init__(
         self,
@@ -68,26 +66,25 @@ class LocalSweep:
         folder: Path,
         total: int,
         workers: int,
-        shows: Shows,
+        display: SweepDisplay,
         devices: Sequence[str] = (),
         poll: float = 0.5,
+        retry_failed: bool = False,
+        seed: int | None = None,
     ) -> None:
-        for name, value in (("trials", total), ("workers", workers)):
-            if value < 1:
-                raise ValueError(f"--{name} {value}: must be at least 1")
         self.file, self.folder, self.workers, self.devices, self.poll = file, folder, workers, devices, poll
-        self.total = min(total, len(space.grid(file.parameters))) if file.method == "grid" else total
-        self.shows = shows
+        self.total = min(total, space.grid_size(space.grid_axes(file.parameters))) if file.method == "grid" else total
+        self.display, self.retry_failed, self.seed = display, retry_failed, seed
         self.running: list[Running] = []
-        self._distributions = space.distributions(file.parameters, file.method)
-        self._presses = 0
+        self._interrupts = 0
         self._failed = 0  # in this session
 
     def run(self) -> bool:
         """Run all trials that are missing. Returns whether all have ended; False after Ctrl-C.
 
         Raises:
-            SweepFailed: if the first trials have all failed.
+            SweepFailed: if the first trials have all failed, or one has ended without the metric.
+            ValueError: if the folder is in use, or belongs to another sweep file or seed.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(self.folder / "lock")
@@ -96,117 +93,66 @@ class LocalSweep:
         except filelock.Timeout:
             raise ValueError(f"{self.folder} is in use by another sweep command; wait for it, or stop it") from None
         with held, _quiet(), self._signals():
-            self._check_file()
-            self.study = self._open_study()
+            self.records = Records(self.file, self.folder, self.seed)
+            if self.retry_failed or not self.records.any_ended_well:
+                self.records.retry_failed()
             try:
                 return self._loop()
             finally:
                 self._stop_all()
 
-    @property
-    def trials(self) -> list[FrozenTrial]:
-        """All trials, by number."""
-        return self.study.get_trials(deepcopy=False)
-
-    def values(self, trial: FrozenTrial) -> dict[str, Any]:
-        """The values of a trial as its command has them, by name."""
-        given = self.file.parameters
-        drawn = {
-            name: trial.params.get(name) for name in given if name in trial.params or name not in self._distributions
-        }
-        return {name: space.decode(given[name], value) for name, value in drawn.items()}
-
-    def trial_folder(self, number: int) -> Path:
-        return self.folder / "trials" / f"trial_{number:04d}"
-
-    def best(self) -> FrozenTrial | None:
-        """The trial with the best last value of those that ran to their end."""
-        done = [trial for trial in self.trials if trial.state == TrialState.COMPLETE]
-        sign = -1 if self.file.metric.goal == "maximize" else 1
-        return min(done, key=lambda trial: sign * (trial.value or 0.0), default=None)
-
-    def _check_file(self) -> None:
-        copy, free = self.folder / "sweep.yaml", {"run_cap", "name", "description"}
-        if copy.is_file():
-            old = yaml.safe_load(copy.read_text(encoding="utf-8"))
-            changed = sorted(k for k in old.keys() | self.file.content.keys() if old.get(k) != self.file.content.get(k))
-            if changed := [key for key in changed if key not in free]:
-                raise ValueError(
-                    f"{self.file.path}: {', '.join(changed)} changed since {copy} was made; take the change back to go "
-                    f"on, give another --sweep_dir or file name, or remove {self.folder} to begin again"
-                )
-        else:
-            copy.write_text(self.file.path.read_text(encoding="utf-8"), encoding="utf-8")
-
-    def _open_study(self) -> optuna.Study:
-        journal = self.folder / "journal.log"
-        if journal.is_file():  # a killed sweeper may have left half a line and Optuna's own lock
-            whole = journal.read_bytes()
-            os.truncate(journal, whole.rfind(b"\n") + 1)
-            Path(f"{journal}.lock").unlink(missing_ok=True)
-        storage = optuna.storages.JournalStorage(JournalFileBackend(str(journal)))
-        goal = StudyDirection.MAXIMIZE if self.file.metric.goal == "maximize" else StudyDirection.MINIMIZE
-        return optuna.create_study(study_name=self.file.name, storage=storage, direction=goal, load_if_exists=True)
-
     def _loop(self) -> bool:
         left = self._recover()
-        self._show()
+        self.display.update(self)
         while True:
-            waiting = self.total > len(self.trials)
-            while not self._presses and not self._reached() and (left or waiting) and self._free() is not None:
-                self._begin(left.pop(0), again=True) if left else self._begin(self._ask())
-                waiting = self.total > len(self.trials)
+            while not self._interrupts and self._free() is not None and not self.records.reached():
+                if left:
+                    self._begin(left.pop(0), again=True)
+                elif self.records.waiting or self.records.drawn < self.total:
+                    self._begin(self.records.ask())
+                else:
+                    break
             if not self.running:
-                self._show()
-                return not self._presses
+                self.display.update(self)
+                if not self._interrupts and not self.records.any_ended_well:
+                    raise SweepFailed(f"no trial has succeeded; the last has failed with:\n{self._last_error()}")
+                return not self._interrupts
             sleep(self.poll)
             for running in list(self.running):
                 self._hurry(running.child)
                 self._look(running)
-            self._show()
-            if self._failed >= FAILURES and not any(trial.state in ENDED_WELL for trial in self.trials):
-                failed = [trial for trial in self.trials if trial.state == TrialState.FAIL][-1]
-                raise SweepFailed(
-                    f"the first {self._failed} trials failed, the last with:\n{failed.user_attrs['error']}"
-                )
+            self.display.update(self)
+            if self._failed >= FAILURES and not self.records.any_ended_well:
+                raise SweepFailed(f"the first {self._failed} trials failed, the last with:\n{self._last_error()}")
 
     def _recover(self) -> list[Trial]:
         """Trials that were under way when an earlier sweeper ended; what still runs of them is stopped."""
         left = []
-        for number, trial_id in [(t.number, t._trial_id) for t in self.trials if t.state == TrialState.RUNNING]:
-            folder = self.trial_folder(number)
+        for trial in self.records.interrupted():
+            folder = self.records.trial_folder(trial.number)
             child = Child.find(folder)
             if child is not None:
-                self.shows.event(f"{folder.name} still runs: stopping it, to go on with it here")
+                self.display.event(f"{folder.name} still runs: stopping it, to go on with it here", important=True)
                 child.stop()
                 self._wait(child)
-            self.study.sampler = space.sampler(self.file.method, self.file.parameters, number)
-            trial = Trial(self.study, trial_id)
             if has_ended_well(folder):
-                self._record(trial, folder, self._read(trial, folder), code=0)
+                self._record(trial, self.records.read(trial), code=0)
             else:
                 left.append(trial)
         return left
 
-    def _ask(self) -> Trial:
-        self.study.sampler = space.sampler(self.file.method, self.file.parameters, len(self.trials))
-        return self.study.ask()
-
     def _begin(self, trial: Trial, again: bool = False) -> None:
-        self.study.sampler = space.sampler(self.file.method, self.file.parameters, trial.number)
-        for name, distribution in self._distributions.items():
-            trial._suggest(name, distribution)  # what it already has, it keeps
-        values, folder = self.values(self.trials[trial.number]), self.trial_folder(trial.number)
+        values, folder = self.records.values(self.records.trials[trial.number]), self.records.trial_folder(trial.number)
         words = [*self.file.words(values), "--run_dir", str(folder.parent), "--run_name", folder.name]
         if again:
             words += ["--ckpt_path", "last"]
         worker = self._free()
         assert worker is not None
         # W&B's trials belong to its own sweeps: here a logger in the config stays silent, unless it was asked for
-        environment = {"WANDB_MODE": "disabled", **os.environ, **share(worker, self.workers, self.devices, cores())}
-        child = Child.start(words, folder, environment)
-        self.running.append(Running(trial, values, folder, child, worker))
-        self.shows.event(f"{folder.name} {'goes on' if again else 'starts'}: {self.shows.brief(values)}")
+        share = worker_env(worker, self.workers, self.devices, cores())
+        child = Child.start(words, folder, {"WANDB_MODE": "disabled", **os.environ, **share})
+        self.running.append(Running(trial, folder, child, worker))
+        self.display.event(f"{folder.name} {'goes on' if again else 'starts'}: {self.display.brief(values)}")
 
     def _free(self) -> int | None:
         taken = {running.worker for running in self.running}
@@ -215,72 +161,43 @@ class LocalSweep:
     def _look(self, running: Running) -> None:
         """Read what a trial has logged, stop it if it lags, and record it if it has ended."""
         ended = running.child.ended()  # before reading: all that it has written is there then
-        running.reading = self._read(running.trial, running.folder)
+        now = stamp(running.folder)
+        if now != running.stamp:
+            running.stamp, running.reading = now, self.records.read(running.trial)
         if ended:
+            running.child.kill()  # its command may have outlived the keeper
             self.running.remove(running)
-            if not self._presses or running.lags or running.child.code == 0:
-                self._record(running.trial, running.folder, running.reading, running.child.code, running.lags)
-        elif not running.lags and self._lags(running):
-            running.lags = True
+            if not self._interrupts or running.stopped or running.child.code == 0:
+                self._record(running.trial, running.reading, running.child.code, running.stopped)
+        elif not running.stopped and self.records.should_stop(running.trial, running.reading):
+            running.stopped = True
             running.child.stop()
         else:
             running.child.check()
 
-    def _read(self, trial: Trial, folder: Path) -> Reading:
-        """What a trial has logged; Optuna is told what is new."""
-        reading = read(folder, self.file.metric.name)
-        known = len(self.trials[trial.number].intermediate_values)
-        for step, value in enumerate(reading.finite[known:], start=known + 1):
-            trial.report(value, step)
-        return reading
+    def _record(self, trial: Trial, reading: Reading, code: int | None, stopped: bool = False) -> None:
+        state, what = self.records.record(trial, reading, code, stopped)
+        name, failed = self.records.trial_folder(trial.number).name, state == TrialState.FAIL
+        self.display.event(f"{name} {what}", important=failed)
+        self._failed += failed
+        if failed and code == 0 and not self.records.any_value:
+            raise SweepFailed(f"{name} {what}; mend metric in {self.file.path} and give the same command")
 
-    def _lags(self, running: Running) -> bool:
-        if self.file.stopping is None:
-            return False
-        others = [
-            list(trial.intermediate_values.values()) for trial in self.trials if trial.number != running.trial.number
-        ]
-        return self.file.stopping.lags(running.reading.finite, others, self.file.metric.goal)
-
-    def _record(self, trial: Trial, folder: Path, reading: Reading, code: int | None, lags: bool = False) -> None:
-        """Tell Optuna how a trial has ended."""
-        name, metric = folder.name, self.file.metric.name
-        trial.set_user_attr("step", reading.step)
-        if lags and code != 0:
-            self.study.tell(trial, state=TrialState.PRUNED)
-            self.shows.event(f"{name} stopped early: {metric} {reading.finite[-1]:.6g}")
-        elif code == 0 and reading.values and reading.values[-1] in reading.finite:
-            self.study.tell(trial, reading.values[-1])
-            self.shows.event(f"{name} finished: {metric} {reading.values[-1]:.6g}")
-        else:
-            if code != 0:
-                reason = f"exit status {code}: {last_lines(folder) or 'nothing on stderr'}"
-            elif reading.values:
-                reason = f"{metric} ended as {reading.values[-1]}"
-            else:
-                reason = f"it has not logged {metric}, but {', '.join(reading.names) or 'nothing'}"
-            trial.set_user_attr("error", reason)
-            self.study.tell(trial, state=TrialState.FAIL)
-            self.shows.event(f"{name} failed: {reason}")
-            self._failed += 1
-
-    def _reached(self) -> bool:
-        best = self.best()
-        return best is not None and self.file.metric.reached(best.value or 0.0)
-
-    def _show(self) -> None:
-        self.shows.update(self)
+    def _last_error(self) -> str:
+        failed = [trial for trial in self.records.trials if trial.state == TrialState.FAIL]
+        return str(failed[-1].user_attrs["error"])
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
         """Counts Ctrl-C and SIGTERM: the first stops trials softly, the second at once."""
 
-        def press(number: int, frame: Any) -> None:
-            self._presses += 1
-            if self._presses == 1:
-                self.shows.event("Stopping: trials save where they are; press Ctrl-C again to stop at once.")
+        def interrupt(number: int, frame: Any) -> None:
+            self._interrupts += 1
+            if self._interrupts == 1:
+                line = "Stopping: trials save where they are; press Ctrl-C again to stop at once."
+                self.display.event(line, important=True)
 
-        before = {number: signal.signal(number, press) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
         finally:
@@ -288,8 +205,8 @@ class LocalSweep:
                 signal.signal(number, handler)
 
     def _hurry(self, child: Child) -> None:
-        if self._presses:
-            child.stop() if self._presses == 1 else child.kill()
+        if self._interrupts:
+            child.stop() if self._interrupts == 1 else child.kill()
 
     def _wait(self, child: Child) -> None:
         """Wait for a child that was asked to stop."""
@@ -297,6 +214,7 @@ class LocalSweep:
             self._hurry(child)
             child.check()
             sleep(0.05)
+        child.kill()
 
     def _stop_all(self) -> None:
         for running in self.running:

@@ -72,15 +72,16 @@ class Child:
         if self.deadline is None:
             self.deadline = monotonic() + GRACE
             with suppress(psutil.NoSuchProcess):
-                for command in self.process.children():  # the keeper itself goes on
-                    command.send_signal(signal.SIGINT)
+                for command in self.process.children(recursive=True):  # the keeper itself goes on
+                    with suppress(psutil.NoSuchProcess):
+                        command.send_signal(signal.SIGINT)
 
     def check(self) -> None:
         if self.deadline is not None and monotonic() > self.deadline:
             self.kill()
 
     def kill(self) -> None:
-        """End it and all that it has started, at once."""
+        """End it and all that it has started, at once; also what it has left behind when it was killed itself."""
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
 
@@ -98,7 +99,7 @@ def last_lines(folder: Path, count: int = 5) -> str:
     return "\n".join([line.rstrip() for line in lines if line.strip()][-count:])
 
 
-def share(worker: int, workers: int, devices: Sequence[str], cores: int) -> dict[str, str]:
+def worker_env(worker: int, workers: int, devices: Sequence[str], cores: int) -> dict[str, str]:
     """The environment variables with which worker ``worker`` of ``workers`` keeps to its part of the machine.
 
     Args:

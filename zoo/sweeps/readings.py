@@ -2,6 +2,7 @@
 
 import csv
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,19 @@ def run_folder(trial: Path) -> Path | None:
     return max(versions, key=lambda path: path.stat().st_mtime_ns, default=None)
 
 
+def stamp(trial: Path) -> tuple[tuple[str, int, int], ...]:
+    """Path, size and time of all files that ``read`` looks at: where it has not changed, nothing has been logged."""
+    run = run_folder(trial)
+    if run is None:
+        return ()
+    found = []
+    for file in _files(run):
+        with suppress(FileNotFoundError):
+            state = file.stat()
+            found.append((str(file), state.st_size, state.st_mtime_ns))
+    return tuple(found)
+
+
 def read(trial: Path, metric: str) -> Reading:
     """What a trial has logged of ``metric``.
 
@@ -38,7 +52,7 @@ def read(trial: Path, metric: str) -> Reading:
     values: dict[tuple[int, int], float] = {}
     names: dict[str, None] = {}
     step = None
-    for part, file in enumerate([run / "metrics.csv", *sorted(run.glob("task_*/metrics.csv"))]):
+    for part, file in enumerate(_files(run)[1:]):
         for row in _rows(file):
             names |= dict.fromkeys(row)
             at = _number(row.get("step"))
@@ -53,6 +67,10 @@ def read(trial: Path, metric: str) -> Reading:
         last = _number(results[-1].get(metric))
         found = () if last is None else (last,)
     return Reading(found, step, tuple(name for name in names if name and name not in ("step", "epoch")))
+
+
+def _files(run: Path) -> list[Path]:
+    return [run / "results.csv", run / "metrics.csv", *sorted(run.glob("task_*/metrics.csv"))]
 
 
 def _rows(file: Path) -> list[dict[str, str]]:

@@ -14,61 +14,63 @@ from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
 
 from zoo.callbacks.summary import write_rows
 from zoo.sweeps.readings import run_folder
-from zoo.sweeps.table import STATES, short_names, show_value
+from zoo.sweeps.table import STATES, last_value, short_names, show_value
 
 if TYPE_CHECKING:
-    from zoo.sweeps.engine import LocalSweep
+    from zoo.sweeps.records import Records
 
 Scale = Literal["linear", "log", "choices"]
 RESUMING = ("run_dir", "run_name", "ckpt_path")
 """Keys of a trial's config that belong to the trial and not to the experiment."""
+BETTER = 0.3  # PED-ANOVA's own tenth is one or two trials of a dozen, which may be the better ones by chance
 
 
-def write_report(sweep: "LocalSweep") -> list[Path]:
+def write_report(records: "Records") -> list[Path]:
     """Write ``trials.csv``, ``best.yaml`` and the pictures that the trials allow; return what was written."""
-    files = [sweep.folder / "trials.csv"]
-    write_rows(files[0], rows(sweep))
-    best = sweep.best()
+    files = [records.folder / "trials.csv"]
+    write_rows(files[0], rows(records))
+    best = records.best()
     if best is not None:
-        config = best_config(sweep.trial_folder(best.number))
+        config = best_config(records.trial_folder(best.number))
         if config is not None:
-            files.append(sweep.folder / "best.yaml")
-            head = f"# {sweep.folder.name}, trial {best.number}: {sweep.file.metric.name} {best.value:.6g}\n"
+            files.append(records.folder / "best.yaml")
+            head = f"# {records.folder.name}, trial {best.number}: {records.file.metric.name} {best.value:.6g}\n"
             files[-1].write_text(head + yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
-    done = [(sweep.values(t), t.value) for t in sweep.trials if t.value is not None and t.state.name in STATES]
-    named = {name: p.distribution for name, p in sweep.file.parameters.items() if p.distribution != "constant"}
-    scales = {name: _scale(kind) for name, kind in named.items()}
-    drawn = [({name: values[name] for name in named}, float(value)) for values, value in done]
-    if len(drawn) >= 2 and named:
-        files.append(sweep.folder / "parallel_coordinates.png")
-        metric = sweep.file.metric
+    done = [(records.values(trial), trial.value) for trial in records.trials if trial.value is not None]
+    scales = {name: _scale(parameter.distribution) for name, parameter in records.file.searched.items()}
+    drawn = [({name: values[name] for name in scales}, float(value)) for values, value in done]
+    if len(drawn) >= 2 and scales:
+        files.append(records.folder / "parallel_coordinates.png")
+        metric = records.file.metric
         parallel_coordinates(drawn, scales, metric.name, metric.goal).savefig(files[-1], dpi=120)
-    shares = importance(sweep.study)
+    shares = importance(records.study)
     if shares:
-        files.append(sweep.folder / "importance.png")
-        importance_bars(shares, sweep.file.metric.name).savefig(files[-1], dpi=120)
+        files.append(records.folder / "importance.png")
+        whole = sum(trial.state.name == "COMPLETE" for trial in records.trials)
+        importance_bars(shares, records.file.metric.name, whole).savefig(files[-1], dpi=120)
     return files
 
 
-def rows(sweep: "LocalSweep") -> list[dict[str, Any]]:
+def rows(records: "Records") -> list[dict[str, Any]]:
     """One row a trial: number, state, the metric, the last step, the values, seconds, the error and the run folder."""
     table = []
-    for trial in sweep.trials:
-        last = next(reversed(trial.intermediate_values.values()), None) if trial.value is None else trial.value
-        run = run_folder(sweep.trial_folder(trial.number))
-        known = sweep.values(trial)
-        table.append(
-            {
-                "trial": trial.number,
-                "state": STATES.get(trial.state.name, trial.state.name),
-                sweep.file.metric.name: last,
-                "step": trial.user_attrs.get("step"),
-                **{name: known.get(name) for name in sweep.file.parameters},
-                "seconds": None if trial.duration is None else round(trial.duration.total_seconds(), 1),
-                "error": trial.user_attrs.get("error"),
-                "run": None if run is None else str(run),
-            }
-        )
+    for trial in records.trials:
+        run = run_folder(records.trial_folder(trial.number))
+        known = records.values(trial)
+        row = {
+            "trial": trial.number,
+            "state": STATES.get(trial.state.name, trial.state.name),
+            records.file.metric.name: last_value(trial),
+            "step": trial.user_attrs.get("step"),
+        }
+        ending = {
+            "seconds": None if trial.duration is None else round(trial.duration.total_seconds(), 1),
+            "error": trial.user_attrs.get("error"),
+            "run": None if run is None else str(run),
+        }
+        taken = row.keys() | ending.keys()
+        values = {f"parameters.{n}" if n in taken else n: known.get(n) for n in records.file.parameters}
+        table.append({**row, **values, **ending})
     return table
 
 
@@ -82,25 +84,26 @@ def best_config(trial: Path) -> dict[str, Any] | None:
 
 
 def importance(study: optuna.Study) -> dict[str, float]:
-    """How much each parameter decides whether a trial is among the better ones (PED-ANOVA, arXiv 2304.10255).
+    """How much each parameter decides whether a trial is among the better 30 % (PED-ANOVA, arXiv 2304.10255).
 
     Empty where there are fewer than four whole trials or they are all equally good.
     """
     done = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"]
     if len(done) < 4 or len({trial.value for trial in done}) < 2 or not done[0].params:
         return {}
-    return get_param_importances(study, evaluator=PedAnovaImportanceEvaluator())
+    return get_param_importances(study, evaluator=PedAnovaImportanceEvaluator(target_quantile=BETTER))
 
 
-def importance_bars(shares: Mapping[str, float], metric: str) -> Figure:
-    """One bar a parameter, the most important one on top."""
+def importance_bars(shares: Mapping[str, float], metric: str, trials: int) -> Figure:
+    """One bar a parameter, the most important one on top; of so many whole trials."""
     short = short_names(list(shares))
     figure = Figure(figsize=(6, 1.2 + 0.4 * len(shares)), layout="constrained")
     ax = figure.subplots()
     ordered = sorted(shares, key=lambda name: shares[name])
     bars = ax.barh([short[name] for name in ordered], [shares[name] for name in ordered])
     ax.bar_label(bars, fmt="%.2f", padding=3)
-    ax.set(xlim=(0, 1.1 * max(max(shares.values()), 1e-9)), xlabel=f"importance for {metric} (PED-ANOVA)")
+    ax.set_xlim(0, 1.1 * max(max(shares.values()), 1e-9))
+    ax.set_xlabel(f"importance for {metric} (PED-ANOVA, {trials} trials)")
     ax.spines[["top", "right"]].set_visible(False)
     return figure
 
@@ -155,10 +158,9 @@ def _axis(values: Sequence[Any], scale: Scale) -> tuple[list[float], list[tuple[
     """The height of each value from 0 to 1, and the ticks of the axis as heights and labels."""
     if scale == "choices":
         numbers = all(isinstance(value, (int, float)) for value in values)
-        kinds = [show_value(value) for value in (sorted(set(values)) if numbers else values)]
-        kinds = list(dict.fromkeys(kinds if numbers else sorted(kinds)))
-        places = {kind: at / max(len(kinds) - 1, 1) for at, kind in enumerate(kinds)}
-        return [places[show_value(value)] for value in values], [(height, kind) for kind, height in places.items()]
+        labels = {str(v): show_value(v) for v in sorted(values, key=None if numbers else str)}
+        places = {kind: at / max(len(labels) - 1, 1) for at, kind in enumerate(labels)}
+        return [places[str(value)] for value in values], [(places[kind], label) for kind, label in labels.items()]
     scaled = np.log(values) if scale == "log" else np.asarray(values, dtype=float)
     low, high = float(scaled.min()), float(scaled.max())
     width = high - low or 1.0

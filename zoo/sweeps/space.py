@@ -1,13 +1,13 @@
 """A sweep's parameters as Optuna searches them, and as a grid."""
 
 import json
-from collections.abc import Mapping
-from itertools import product
+from collections.abc import Mapping, Sequence
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from zoo.sweeps.sweep_file import Parameter
+from zoo.sweeps.parameters import Parameter
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -41,8 +41,8 @@ def decode(parameter: Parameter, drawn: Any) -> Any:
     return drawn if q is None else round(drawn / q) * q
 
 
-def grid(parameters: Mapping[str, Parameter]) -> list[dict[str, str]]:
-    """All combinations, as JSON text, in W&B's order: parameters by name, the last one changes fastest. No constants.
+def grid_axes(parameters: Mapping[str, Parameter]) -> dict[str, list[str]]:
+    """The values of each parameter as JSON text, parameters by name. No constants.
 
     Raises:
         ValueError: for a parameter without a finite list of values.
@@ -61,21 +61,36 @@ def grid(parameters: Mapping[str, Parameter]) -> list[dict[str, str]]:
         else:
             raise ValueError(f"parameters.{name}: a grid has no {kind}; give values, or a whole min and max")
         axes[name] = [json.dumps(value) for value in values]
-    return [dict(zip(axes, point, strict=True)) for point in product(*axes.values())]
+    return axes
 
 
-def sampler(method: str, parameters: Mapping[str, Parameter], number: int) -> "BaseSampler":
-    """What draws trial ``number``: a function of the number and the trials before it, so a sweep can be gone on with.
+def grid_size(axes: Mapping[str, Sequence[str]]) -> int:
+    """The number of combinations."""
+    return prod(len(values) for values in axes.values())
+
+
+def grid_point(axes: Mapping[str, Sequence[str]], number: int) -> dict[str, str]:
+    """Combination ``number`` in W&B's order: the last parameter changes fastest."""
+    point = {}
+    for name, values in reversed(list(axes.items())):
+        number, at = divmod(number, len(values))
+        point[name] = values[at]
+    return dict(reversed(list(point.items())))
+
+
+def sampler(method: str, parameters: Mapping[str, Parameter], seed: int, place: int) -> "BaseSampler":
+    """What draws the trial at ``place``: a function of seed, place and earlier trials, so that a sweep can go on.
 
     ``bayes`` is Optuna's tree-structured Parzen estimator, where W&B has a Gaussian process.
     """
     from optuna.samplers import PartialFixedSampler, RandomSampler, TPESampler
 
+    own = int(np.random.SeedSequence([seed, place]).generate_state(1)[0])
     if method == "bayes":
-        return TPESampler(seed=number, n_startup_trials=RANDOM_FIRST)
+        return TPESampler(seed=own, n_startup_trials=RANDOM_FIRST)
     if method == "grid":
-        return PartialFixedSampler(grid(parameters)[number], RandomSampler(seed=number))
-    return RandomSampler(seed=number)
+        return PartialFixedSampler(grid_point(grid_axes(parameters), place), RandomSampler(seed=own))
+    return RandomSampler(seed=own)
 
 
 def distributions(parameters: Mapping[str, Parameter], method: str) -> "dict[str, BaseDistribution]":
@@ -83,7 +98,7 @@ def distributions(parameters: Mapping[str, Parameter], method: str) -> "dict[str
     from optuna.distributions import CategoricalDistribution
 
     if method == "grid":
-        points = grid(parameters)
-        return {name: CategoricalDistribution(list(dict.fromkeys(p[name] for p in points))) for name in points[0]}
+        axes = grid_axes(parameters)
+        return {name: CategoricalDistribution(list(dict.fromkeys(values))) for name, values in axes.items()}
     found = {name: distribution(parameter) for name, parameter in parameters.items()}
     return {name: each for name, each in found.items() if each is not None}

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from zoo.catalogue import find_config
+from zoo.sweeps.parameters import Parameter, is_number, read_parameter
 from zoo.sweeps.stopping import Hyperband
 
 KEYS = {"program", "command", "method", "metric", "parameters", "early_terminate", "run_cap"}
@@ -19,22 +20,14 @@ DESCRIBING = {"name", "description", "project", "entity", "apiVersion", "kind"}
 """Top-level keys that change no trial."""
 METHODS = ("grid", "random", "bayes")
 DEFAULT_COMMAND = ["${env}", "${interpreter}", "${program}", "${args}"]
-SETTINGS = {
-    "constant": {"value"},
-    "categorical": {"values"},
-    "int_uniform": {"min", "max"},
-    "uniform": {"min", "max"},
-    "q_uniform": {"min", "max", "q"},
-    "log_uniform_values": {"min", "max"},
-    "inv_log_uniform_values": {"min", "max"},
-    "q_log_uniform_values": {"min", "max", "q"},
-}
-"""The distributions that are searched locally, and what belongs to each."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """What a sweep is about: ``goal`` is minimize or maximize; a trial that reaches ``target`` ends the sweep."""
+    """What a sweep is about: ``goal`` is minimize or maximize; a trial that reaches ``target`` ends the sweep.
+
+    W&B's ``impute`` is for its own search; a local one learns nothing of a failed trial.
+    """
 
     name: str
     goal: str
@@ -47,15 +40,6 @@ class Metric:
     def reached(self, value: float) -> bool:
         """Whether ``value`` is as good as the target."""
         return self.target is not None and not self.better(self.target, value)
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """One option of the command; ``settings`` are those of the distribution, such as ``min`` and ``max``."""
-
-    name: str
-    distribution: str
-    settings: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -72,6 +56,11 @@ class SweepFile:
     @property
     def name(self) -> str:
         return self.path.stem
+
+    @property
+    def searched(self) -> dict[str, Parameter]:
+        """The parameters that are not constant."""
+        return {name: each for name, each in self.parameters.items() if each.distribution != "constant"}
 
     @property
     def run_cap(self) -> int | None:
@@ -102,6 +91,8 @@ def expand(command: list[Any], program: str | None, values: Mapping[str, Any]) -
             for name, value in values.items()
             if value is not False
         ],
+        "args_append_hydra": [f"+{name}={value}" for name, value in values.items()],
+        "args_override_hydra": [f"++{name}={value}" for name, value in values.items()],
         "args_json": [json.dumps(dict(values))],
     }
     if not any(str(word).startswith("${args") for word in command):
@@ -114,6 +105,8 @@ def expand(command: list[Any], program: str | None, values: Mapping[str, Any]) -
         elif word[2:-1] in macros:
             words += macros[word[2:-1]]
         else:
+            if word == "${args_json_file}":
+                raise ValueError("command: ${args_json_file} is not in local sweeps; take ${args_json}")
             raise ValueError(f"command: unknown {word}; known are {', '.join(f'${{{name}}}' for name in macros)}")
     return words
 
@@ -149,6 +142,8 @@ def _checked(path: Path, content: Any, local: bool) -> SweepFile:
     given = content.get("parameters")
     if not isinstance(given, dict) or not given:
         raise ValueError("parameters: must have at least one option of the command")
+    if odd := [name for name in given if not isinstance(name, str)]:
+        raise ValueError(f"parameters: the name {odd[0]!r} ({type(odd[0]).__name__}) must be text; put it in quotes")
     cap = content.get("run_cap")
     if cap is not None and (type(cap) is not int or cap < 1):
         raise ValueError(f"run_cap: {cap!r} must be a whole number of at least 1")
@@ -161,7 +156,7 @@ def _checked(path: Path, content: Any, local: bool) -> SweepFile:
         content,
         content["method"],
         _metric(content.get("metric"), local),
-        {str(name): _parameter(str(name), given[name], local) for name in sorted(given)},  # W&B sorts them too
+        {name: read_parameter(name, given[name], local) for name in sorted(given)},  # W&B sorts them too
         None if stop is None else Hyperband.of(stop),
     )
 
@@ -169,68 +164,11 @@ def _checked(path: Path, content: Any, local: bool) -> SweepFile:
 def _metric(given: Any, local: bool) -> Metric:
     if not isinstance(given, dict) or not isinstance(given.get("name"), str):
         raise ValueError("metric: must have a name, such as {name: val/accuracy, goal: maximize}")
-    if local and (unknown := sorted(given.keys() - {"name", "goal", "target"})):
-        raise ValueError(f"metric.{unknown[0]}: not known in a local sweep; there are name, goal and target")
+    if local and (unknown := sorted(given.keys() - {"name", "goal", "target", "impute"})):
+        raise ValueError(f"metric.{unknown[0]}: not known in a local sweep; there are name, goal, target and impute")
     goal, target = given.get("goal", "minimize"), given.get("target")
     if goal not in ("minimize", "maximize"):
         raise ValueError(f"metric.goal: {goal!r} is neither minimize nor maximize")
-    if target is not None and not _number(target):
+    if target is not None and not is_number(target):
         raise ValueError(f"metric.target: {target!r} is no number")
     return Metric(given["name"], goal, target)
-
-
-def _parameter(name: str, given: Any, local: bool) -> Parameter:
-    where = f"parameters.{name}"
-    if not isinstance(given, dict):
-        raise ValueError(f"{where}: must have values, or min and max, not {given!r}")
-    if "parameters" in given:
-        raise ValueError(f"{where}: nested parameters reach no option; write {name}.<key> as one name")
-    settings = {key: value for key, value in given.items() if key != "distribution"}
-    kind = given.get("distribution") or _kind(settings)
-    if kind is None:
-        raise ValueError(f"{where}: must have value, values, or min and max; it has {', '.join(given) or 'nothing'}")
-    if kind not in SETTINGS and not local:
-        return Parameter(name, kind, settings)
-    if kind not in SETTINGS:
-        raise ValueError(f"{where}.distribution: {kind} cannot be searched locally; take one of {', '.join(SETTINGS)}")
-    if kind.startswith("q_"):
-        settings.setdefault("q", 1.0)
-    if settings.keys() != SETTINGS[kind]:
-        wanted = " and ".join(sorted(SETTINGS[kind]))
-        raise ValueError(f"{where}: {kind} has {wanted}; here are {', '.join(sorted(settings)) or 'none'}")
-    _check_settings(where, kind, settings)
-    return Parameter(name, kind, settings)
-
-
-def _kind(settings: Mapping[str, Any]) -> str | None:
-    """The distribution that W&B takes where none is named."""
-    if "value" in settings:
-        return "constant"
-    if "values" in settings:
-        return "categorical_w_probabilities" if "probabilities" in settings else "categorical"
-    if settings.keys() == {"min", "max"}:
-        return "int_uniform" if type(settings["min"]) is type(settings["max"]) is int else "uniform"
-    return None
-
-
-def _check_settings(where: str, kind: str, settings: Mapping[str, Any]) -> None:
-    if kind == "categorical" and (not isinstance(settings["values"], list) or not settings["values"]):
-        raise ValueError(f"{where}.values: {settings['values']!r} must be a list that is not empty")
-    if "min" not in settings:
-        return
-    for key, value in settings.items():
-        if not _number(value):
-            hint = "; YAML wants a point and a sign in 1.0e-4" if isinstance(value, str) else ""
-            raise ValueError(f"{where}.{key}: {value!r} ({type(value).__name__}) is no number{hint}")
-        if kind == "int_uniform" and type(value) is not int:
-            raise ValueError(f"{where}.{key}: {value!r} must be a whole number for int_uniform")
-    if settings["min"] >= settings["max"]:
-        raise ValueError(f"{where}: min {settings['min']} is not less than max {settings['max']}")
-    if "log" in kind and settings["min"] <= 0:
-        raise ValueError(f"{where}.min: {settings['min']} must be above 0 for {kind}")
-    if settings.get("q", 1) <= 0:
-        raise ValueError(f"{where}.q: {settings['q']} must be above 0")
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
