@@ -153,7 +153,11 @@ class TestFiles:
 
 
 def _without_query(urlopen: Any) -> Any:
-    return lambda url, **options: urlopen(url.removesuffix("?download=1"), **options)
+    def opened(request: urllib.request.Request, **options: Any) -> Any:
+        request.full_url = request.full_url.removesuffix("?download=1")
+        return urlopen(request, **options)
+
+    return opened
 
 
 class TestNames:

@@ -123,6 +123,8 @@ def name_run(logger: WandbLogger, folder: Path) -> None:
     for key, variable in (("name", "WANDB_NAME"), ("group", "WANDB_RUN_GROUP"), ("id", "WANDB_RUN_ID")):
         if key in own and logger._wandb_init.get(key) is None and variable not in os.environ:
             logger._wandb_init[key] = own[key]
+    if logger._wandb_init.get("dir"):  # W&B's own process may have been started in another folder
+        logger._wandb_init["dir"] = str(Path(logger._wandb_init["dir"]).absolute())
     if logger._wandb_init.get("anonymous") is None:
         logger._wandb_init.pop("anonymous", None)  # W&B warns of the argument even without a value
 
