@@ -1,14 +1,11 @@
 """``python -m zoo fit|validate|test|predict``: LightningCLI with run folders, short names and safe resuming."""
 
 import logging
-import netrc
-import os
 import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import yaml
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer, seed_everything
@@ -20,7 +17,13 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from datamodules.streams import key
 from zoo import catalogue
 from zoo.callbacks import Figures, KeepLast, PredictionTable, StepSeed, Summary, Throughput
-from zoo.callbacks.wandb import finish_wandb, name_run, send_sequence, wandb_finished
+from zoo.callbacks.wandb import (
+    finish_wandb,
+    name_run,
+    send_sequence,
+    stay_offline_without_wandb_account,
+    wandb_finished,
+)
 from zoo.checkpoint_io import Content, check, is_exported, mismatch, read
 from zoo.parser import ZooParser, with_config_paths
 from zoo.pretrained import STARTS, DoesNotFit, locate, take
@@ -392,23 +395,3 @@ def quiet_known_warnings() -> None:
         "(?s).*was deprecated in v4",
     ):
         warnings.filterwarnings("ignore", message=message)
-
-
-def has_wandb_account() -> bool:
-    """Whether a key for W&B's server is in the environment or was left by ``wandb login``."""
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").netloc
-    try:
-        found = netrc.netrc(Path(os.environ.get("NETRC") or "~/.netrc").expanduser()).authenticators(host)
-    except (OSError, netrc.NetrcParseError):
-        return False
-    return found is not None and bool(found[2])
-
-
-def stay_offline_without_wandb_account() -> None:
-    """W&B writes to disk alone, and quietly, unless an account is set up: a newcomer is never asked for one."""
-    if not has_wandb_account():
-        os.environ.setdefault("WANDB_MODE", "offline")
-    if os.environ.get("WANDB_MODE") == "offline":
-        os.environ.setdefault("WANDB_SILENT", "true")  # the one line that matters is printed at the end

@@ -16,8 +16,8 @@ from PIL import Image
 from rich.console import Console
 from rich.live import Live
 
+from zoo.callbacks.wandb import has_wandb_account, stay_offline_without_wandb_account
 from zoo.catalogue import config_root, find_config
-from zoo.cli import has_wandb_account, stay_offline_without_wandb_account
 from zoo.run_folder import agent_version
 from zoo.sweeps import command, online
 from zoo.sweeps.checking import check, probe

@@ -1,5 +1,6 @@
 """What a run leaves in its folder, sent to Weights & Biases too: pictures, results, checkpoints."""
 
+import netrc
 import os
 import re
 import sys
@@ -7,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
@@ -157,3 +159,23 @@ def wandb_finished() -> Iterator[None]:
         failed = False
     finally:
         finish_wandb(failed)
+
+
+def has_wandb_account() -> bool:
+    """Whether a key for W&B's server is in the environment or was left by ``wandb login``."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").netloc
+    try:
+        found = netrc.netrc(Path(os.environ.get("NETRC") or "~/.netrc").expanduser()).authenticators(host)
+    except (OSError, netrc.NetrcParseError):
+        return False
+    return found is not None and bool(found[2])
+
+
+def stay_offline_without_wandb_account() -> None:
+    """W&B writes to disk alone, and quietly, unless an account is set up: a newcomer is never asked for one."""
+    if not has_wandb_account():
+        os.environ.setdefault("WANDB_MODE", "offline")
+    if os.environ.get("WANDB_MODE") == "offline":
+        os.environ.setdefault("WANDB_SILENT", "true")  # the one line that matters is printed at the end

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zoo.cli import has_wandb_account
+from zoo.callbacks.wandb import has_wandb_account
 from zoo.console import run_command
 from zoo.sweeps.sweep_file import SweepFile, read_sweep
 
