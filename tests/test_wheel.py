@@ -1,6 +1,7 @@
 """The wheel, installed into an empty environment away from the clone, lists, fits, tests and predicts."""
 
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -55,6 +56,9 @@ def test_the_wheel_works_away_from_the_clone(tmp_path: Path) -> None:
     assert "Test results" in call(python, "-m", "zoo", "fit", *smoke, cwd=tmp_path)
     loaded = call(python, "-c", LOAD_ALL, cwd=tmp_path).split()
     assert set(loaded) == {entry.name for entry in catalogue.checkpoints() if "bundled" in entry.source}
+    call(python, "-m", "uv", "pip", "install", "-q", "--python", python, "pytest", cwd=tmp_path)
+    shutil.copy(ROOT / "tests" / "test_shipped.py", tmp_path)
+    call(python, "-m", "pytest", "-q", "test_shipped.py", "-k", "measures_what_it_states", cwd=tmp_path)
     for config in ("recommenders/sasrec_retail", "llm_rl/grpo_arithmetic"):
         words = ("--config", config, "--ckpt_path", f"zoo://{config}", "--trainer.limit_predict_batches=1")
         call(python, "-m", "zoo", "predict", *words, cwd=tmp_path)
