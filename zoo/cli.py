@@ -75,14 +75,10 @@ class ZooCLI(LightningCLI):
             return
         self.subcommand = self.config["subcommand"]
         config = self.config[self.subcommand]
-        if self.subcommand == "fit" and Path(config.get("ckpt_path") or "").stem == "best":
-            self.parser.error(
-                "ckpt_path: best.ckpt holds weights only; resume from last, or start from it by init_from"
-            )
         if config.get("ckpt_path") in ("last", "best"):
             which = config["ckpt_path"]
             found = find_checkpoint(self._runs, which)
-            if found is None and self.subcommand == "fit":
+            if found is None and (self.subcommand, which) == ("fit", "last"):
                 rank_zero_warn(f"no {which}.ckpt below {self._runs} yet: this run starts from the beginning")
             elif found is None:
                 self.parser.error(f"ckpt_path: no {which}.ckpt below {self._runs}; fit first or give a file")
@@ -90,7 +86,12 @@ class ZooCLI(LightningCLI):
         elif config.get("ckpt_path"):
             config["ckpt_path"] = self._located(config["ckpt_path"])
         if config.get("ckpt_path"):
-            self._read(Path(config["ckpt_path"]))
+            path = Path(config["ckpt_path"])
+            if self.subcommand == "fit" and _holds_weights_only(path):
+                self.parser.error(
+                    f"ckpt_path: {path} holds weights only; resume from last, or start from it by init_from"
+                )
+            self._read(path)
         if self.subcommand != "fit" and config.get("ckpt_path"):
             arguments = config.model.get("init_args") or {}
             for name in set(STARTS).intersection(arguments.keys()):
@@ -112,8 +113,6 @@ class ZooCLI(LightningCLI):
             self.parser.error(f"ckpt_path: {name!r} {wrong}; give a file, a run folder, last or best ({error})")
         except (OSError, ValueError) as error:
             self.parser.error(f"ckpt_path: {error}")
-        if self.subcommand == "fit" and (_holds_weights_only(path) or path.name == "best.ckpt"):
-            self.parser.error(f"ckpt_path: {name} holds weights only; start from it by model.init_args.init_from")
         return str(path)
 
     def _read(self, path: Path) -> None:
@@ -371,8 +370,8 @@ def _own_reason(error: BaseException | None) -> str | None:
 
 
 def _holds_weights_only(path: Path) -> bool:
-    """Whether a checkpoint is an exported folder or a file of tensors, which the Trainer cannot read."""
-    return is_exported(path) or path.suffix == ".safetensors"
+    """Whether a checkpoint is an exported folder, a file of tensors or a best.ckpt, which no fit can go on from."""
+    return is_exported(path) or path.suffix == ".safetensors" or path.name == "best.ckpt"
 
 
 def _is_sharded(path: Path) -> bool:

@@ -80,7 +80,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *given: Any, **more: Any) -> str
 
 def test_fit_points_to_init_from(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = refusal(capsys, "fit", str(trained / "exported"), tmp_path)
-    assert "exported holds weights only; start from it by model.init_args.init_from" in said
+    assert "exported holds weights only; resume from last, or start from it by init_from" in said
 
 
 @pytest.mark.parametrize("name", ["exported", "run/checkpoints/last.ckpt"])

@@ -156,7 +156,7 @@ def test_resuming_without_a_run_starts_from_the_beginning(tmp_path: Path) -> Non
         (["--data.init_args.dataset=BundledOmniglott"], "Did you mean BundledOmniglot"),
         (["--monitor_mode=up"], "monitor_mode must be max or min, got 'up'"),
         (["--ckpt_path=nowhere.ckpt"], "'nowhere.ckpt' does not exist"),
-        (["--ckpt_path=best"], "best.ckpt holds weights only; resume from last"),
+        (["--ckpt_path=best"], "no best.ckpt below"),
     ],
 )
 def test_mistakes_are_named_with_the_nearest_right_word(
@@ -166,6 +166,14 @@ def test_mistakes_are_named_with_the_nearest_right_word(
         fit(tmp_path, *args)
     assert exit_code.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_fit_does_not_go_on_from_the_best_weights(
+    fitted: tuple[Path, ZooCLI], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        fit(tmp_path, "--ckpt_path", str(fitted[0] / "tiny" / "version_0" / "checkpoints" / "best.ckpt"))
+    assert "best.ckpt holds weights only; resume from last" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("null", ["null", "None"])
