@@ -119,9 +119,8 @@ def test_whitened_advantages_have_mean_0_and_variance_1_over_tokens(policy: Poli
 
 def test_it_learns_what_is_rewarded_and_the_critic_its_value(policy: Policy) -> None:
     watch = Watch()
-    model = ppo(
-        policy, optimizer=lambda p: torch.optim.Adam(p, lr=2e-2), num_iterations=2, advantage=Gae(whiten="global")
-    )
+    parts: dict[str, Any] = {"rewards": {"share": ShareOf("3")}, "advantage": Gae(whiten="global")}
+    model = ppo(policy, optimizer=lambda p: torch.optim.Adam(p, lr=2e-2), num_iterations=2, **parts)
     fit(model, 80, batch_size=16, callbacks=[watch])
     rewards = [metrics["train/reward"] for metrics in watch.metrics]
     assert sum(rewards[:4]) / 4 < 0.1

@@ -21,7 +21,6 @@ from zoo.llm_rl import PolicyFineTuner
 from zoo.llm_rl.advantages import Gdpo, GroupAdvantage, ReinforcePlusPlus
 from zoo.llm_rl.batches import Minibatch, Sample
 from zoo.llm_rl.d3s import D3S
-from zoo.llm_rl.fine_tuner import similar
 from zoo.llm_rl.kl import Kl
 from zoo.llm_rl.objectives import ClippedSurrogate, Correction
 from zoo.llm_rl.rewards import Reward, SoftOverlong
@@ -151,20 +150,6 @@ def test_rows_without_advantage_are_left_out_of_the_passes_and_change_nothing(
         rows.append([len(batch.advantage) for batch in watch.batches])
     torch.testing.assert_close(found[1], found[0], atol=1e-5, rtol=0)
     assert sum(rows[0]) < sum(rows[1]) == 3 * 24
-
-
-def test_rows_of_similar_length_are_computed_together(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert similar([40] * 10 + [30] * 10 + [29] * 10, least=256) == [20, 10]
-    assert similar([40] * 10 + [29] * 8, least=256) == [18]  # too few are left
-    assert similar([40] * 6 + [29] * 20, least=256) == [7, 19]  # six in front are too few
-    assert similar([]) == [0]
-    watch, model = Watch(), tuner(policy, rewards={"share": ShareOf("b")})
-    fit(model, 1, callbacks=[watch])
-    rollout = watch.batches[0].rollout
-    whole = model.states(model.policy, rollout)
-    monkeypatch.setattr("zoo.llm_rl.fine_tuner.similar", lambda length: [1, *[2] * (len(length) // 2)][: len(length)])
-    parts = model.states(model.policy, rollout.take(torch.arange(len(rollout.mask) // 2 * 2 - 1)))
-    torch.testing.assert_close(parts, whole[: len(parts)], atol=1e-5, rtol=0)
 
 
 def test_a_rollout_that_teaches_nothing_leaves_the_weights(policy: Policy) -> None:
@@ -366,3 +351,26 @@ def test_a_punished_length_that_completions_do_not_have_is_pointed_out(policy: P
 def test_temperature_zero_cannot_learn() -> None:
     with pytest.raises(ValueError, match="temperature=0"):
         Generation(temperature=0)
+
+
+class LongLast(Digits):
+    def load(self) -> dict[str, list[Prompt]]:
+        found = super().load()
+        return {**found, "val": [*found["val"], Prompt("long", "1+" * 30, "1")]}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"max_prompt_length": 12}, "prompt 'long' has 61 tokens, max_prompt_length is 12"),
+        ({"evaluation": Sampling(8, 0.0)}, "a prompt of 61 tokens with max_new_tokens=8: the network has 64 positions"),
+    ],
+)
+def test_a_prompt_that_is_too_long_is_found_before_the_first_step(
+    given: dict[str, Any], message: str, policy: Policy
+) -> None:
+    model, watch = tuner(policy, **given), Watch()
+    trainer = Trainer(max_steps=1, callbacks=[watch], **{**QUIET, "limit_val_batches": 1, "num_sanity_val_steps": 0})
+    with pytest.raises(ValueError, match=message):
+        trainer.fit(model, datamodule=Prompts(LongLast(), 6))
+    assert not watch.batches

@@ -57,3 +57,15 @@ def position_limit(config: Any) -> int | None:
     if rope.get("rope_type", "default") != "default":
         return None
     return getattr(config, "max_position_embeddings", None)
+
+
+def places_tokens_alone(config: Any) -> bool:
+    """Whether positions are rotary and the same whatever else is in the batch, so that caches can be cut and joined.
+
+    Not where they come from the mask (ALiBi), or are scaled by the longest row (``dynamic``, ``longrope``).
+    """
+    rope = getattr(config, "rope_parameters", None)
+    if rope is None or getattr(config, "alibi", False):
+        return False
+    by_layer = [rope, *(value for value in rope.values() if isinstance(value, dict))]
+    return all(some.get("rope_type") not in ("dynamic", "longrope") for some in by_layer)

@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from datamodules.streams import uniform
 from zoo.distributed import any_rank
-from zoo.language.configs import position_limit
+from zoo.language.configs import places_tokens_alone, position_limit
 
 if TYPE_CHECKING:
     from zoo.language.models import LanguageModel
 
-COMPACT = 0.75  # rows that have ended are computed on until this share of the batch is left
+COMPACT = 0.75  # rows that have ended are computed on until this share of the batch is left; then others may join
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def choose(logits: Tensor, draw: Tensor, sampling: Sampling) -> tuple[Tensor, Te
         share = ordered.cumsum(1) / ordered.sum(1, keepdim=True)
         inside = share - ordered / ordered.sum(1, keepdim=True) < sampling.top_p
         kept = kept.where(torch.zeros_like(inside).scatter(1, index, inside), 0)
-    total = kept.double().cumsum(1)
+    total = kept.cumsum(1, dtype=torch.float64)
     chosen = torch.searchsorted(total, draw[:, None] * total[:, -1:], right=True).clamp_(max=p.shape[1] - 1)
     return chosen[:, 0], p.gather(1, chosen)[:, 0].log()
 
@@ -91,89 +92,159 @@ def generate(
     keys: np.ndarray,
     sampling: Sampling,
     together: bool = False,
+    rows_at_once: int | None = None,
 ) -> Completions:
     """G completions of each of P prompts; row ``p * G + g`` is completion g of prompt p.
 
-    A prompt is read once for its G completions, and a row that has ended is computed no further. A completion depends
-    on its prompt, its key and the weights alone, up to rounding.
+    A prompt is read once for its completions, and rows that have ended make place for others (continuous batching,
+    after Orca, OSDI 2022). A completion depends on its prompt, its key and the weights alone, up to rounding; with
+    rotary positions that are scaled by the longest of the batch (dynamic, longrope), also on the others.
 
     Args:
         model: built, on its device; dropout should be off.
         prompts: tokens, at least one of each.
         keys: [P, G] uint64, each the random stream of a completion.
         sampling: how tokens are drawn, and how many at most.
-        together: all ranks take the same number of steps, as sharded weights need it.
+        together: all ranks take the same number of steps, as sharded weights need it; with ``rows_at_once``, they must
+            have the same number of completions.
+        rows_at_once: completions that are computed at the same time at most, to save memory; None for all. With
+            ``together``, and where layers see a window or positions are not plainly rotary, the next ones are begun
+            when all of these have ended.
 
     Raises:
-        ValueError: for an empty prompt, a prompt that leaves fewer positions than ``max_new_tokens``, and NaN logits.
+        ValueError: for prompts that ``check_prompts`` refuses, NaN logits, and ``rows_at_once`` below 1.
     """
-    limit, longest = position_limit(model.network.config), max(map(len, prompts))
-    if limit is not None and longest + sampling.max_new_tokens > limit:
-        raise ValueError(
-            f"a prompt of {longest} tokens with max_new_tokens={sampling.max_new_tokens}: the network has {limit} "
-            "positions; lower max_new_tokens, or leave long prompts out"
-        )
-    if empty := [number for number, prompt in enumerate(prompts) if not len(prompt)]:
-        raise ValueError(f"prompt {empty[0]} has no token: give it at least one, such as a BOS token")
+    check_prompts(model, prompts, sampling)
+    if rows_at_once is not None and rows_at_once < 1:
+        raise ValueError(f"rows_at_once={rows_at_once}: must be at least 1, or None for all")
     # inference mode is faster, but sharded weights that are gathered in it are of no use to a later backward pass
     with torch.no_grad() if together else torch.inference_mode():
-        made = _generate(model, prompts, keys, sampling, together)
+        made = _generate(model, prompts, keys, sampling, together, min(rows_at_once or keys.size, keys.size))
     if made.log_prob.isnan().any():
         raise ValueError("the network's logits are NaN: if it was training, lower the learning rate")
     return Completions(*(part.clone() for part in made))
 
 
+def check_prompts(
+    model: "LanguageModel", prompts: Sequence[Sequence[int]], sampling: Sampling, room: int | None = None
+) -> None:
+    """Raises ``ValueError`` for an empty prompt, and one that leaves fewer positions than ``max_new_tokens``.
+
+    ``room``: tokens that an engine beside the network has room for, if there is one.
+    """
+    limit, longest = position_limit(model.network.config), max(map(len, prompts))
+    said = f"a prompt of {longest} tokens with max_new_tokens={sampling.max_new_tokens}:"
+    if limit is not None and longest + sampling.max_new_tokens > limit:
+        raise ValueError(f"{said} the network has {limit} positions; lower max_new_tokens, or leave long prompts out")
+    if room is not None and longest + sampling.max_new_tokens > room:
+        raise ValueError(
+            f"{said} the engine has room for {room}; raise max_model_length or max_prompt_length, lower "
+            "max_new_tokens, or leave long prompts out"
+        )
+    if empty := [number for number, prompt in enumerate(prompts) if not len(prompt)]:
+        raise ValueError(f"prompt {empty[0]} has no token: give it at least one, such as a BOS token")
+
+
+class _Rows(NamedTuple):
+    """Completions that are computed: their number ``row`` among all, tokens ``made`` so far, and ``state`` [N, H].
+
+    ``mask`` [N, S] and ``position`` [N, 1] are of the columns in the ``cache`` and of the last of them.
+    """
+
+    row: Tensor
+    made: Tensor
+    state: Tensor
+    mask: Tensor
+    position: Tensor
+    cache: Any
+
+
 def _generate(
-    model: "LanguageModel", prompts: Sequence[Sequence[int]], keys: np.ndarray, sampling: Sampling, together: bool
+    model: "LanguageModel",
+    prompts: Sequence[Sequence[int]],
+    keys: np.ndarray,
+    sampling: Sampling,
+    together: bool,
+    at_once: int,
 ) -> Completions:
-    device, pad = next(model.parameters()).device, int(model.tokenizer.pad_token_id or 0)
-    (count, group), most = keys.shape, sampling.max_new_tokens
-    ends = torch.tensor(model.end_tokens, device=device)
-    ids, mask = left_padded(prompts, pad, device)
+    from zoo.language.caches import is_roomy
+
+    device, most, group = next(model.parameters()).device, sampling.max_new_tokens, keys.shape[1]
+    ends, limit = torch.tensor(model.end_tokens, device=device), position_limit(model.network.config)
     draw = torch.from_numpy(uniform(keys.reshape(-1), most)).to(device)
+    made = torch.full(draw.shape, int(model.tokenizer.pad_token_id or 0), device=device)
+    log_prob = torch.zeros(draw.shape, dtype=torch.float32, device=device)
+    column = torch.arange(most, device=device)
 
-    made = torch.full((count * group, most), pad, device=device)
-    log_prob = torch.zeros(made.shape, dtype=torch.float32, device=device)
+    rows, begun = _read(model, prompts, group, 0, at_once), at_once
+    joins = is_roomy(rows.cache) and places_tokens_alone(model.network.config)
+    by_column = joins and model.attention in ("sdpa", "eager")  # a mask that the network does not have to make
+    while True:
+        at = rows.made[:, None] + column
+        number = draw[rows.row[:, None], at.clamp(max=most - 1)]
+        mask = torch.cat([rows.mask, rows.mask.new_ones(len(at), most)], 1)
+        state, position, width = rows.state, rows.position, rows.mask.shape[1]
+        live, steps = torch.ones_like(rows.row, dtype=torch.bool), []
+        for step in range(most):
+            token, token_log_prob = choose(model.logits(state), number[:, step], sampling)
+            steps.append((live, token, token_log_prob))
+            live = live & ~torch.isin(token, ends) & (at[:, step] < most - 1)
+            going = int(live.sum())
+            if not (any_rank(going > 0) if together else going):
+                break
+            position, width = position + live[:, None], width + 1
+            seen = mask[:, None, None, :width] if by_column else mask[:, :width]
+            state = model.hidden(token[:, None], seen, position, rows.cache)[:, -1]
+            if 0 < going <= COMPACT * len(live) or width == limit:
+                break
+        was_live, token, token_log_prob = (torch.stack(part, 1) for part in zip(*steps, strict=True))
+        places = rows.row[:, None].expand_as(was_live)[was_live], at[:, : len(steps)][was_live]
+        made[places], log_prob[places] = token[was_live], token_log_prob[was_live]
 
-    cache = _cache(model.network.config)
-    position = (mask.cumsum(1) - 1).clamp(min=0)
-    state = model.hidden(ids, mask, position, cache)[:, -1]
-    by_column = _takes_columns(model, cache)
-    cache.batch_repeat_interleave(group)
-    state, mask, position = (part.repeat_interleave(group, 0) for part in (state, mask, position[:, -1:]))
-    mask = torch.cat([mask, mask.new_ones(len(mask), most)], 1)
-    row = torch.arange(count * group, device=device)  # the completions that are computed
-    live = torch.ones_like(row, dtype=torch.bool)  # those of them that have not ended
-    for step in range(most):
-        token, made_log_prob = choose(model.logits(state), draw[row, step], sampling)
-        token = token.where(live, pad)
-        made[row, step], log_prob[row, step] = token, made_log_prob.where(live, 0.0)
-        live = live & ~torch.isin(token, ends)
-        going = int(live.sum())
-        if step + 1 == most or not (any_rank(going > 0) if together else going):
+        free = min(at_once - going, len(draw) - begun) if not going or (joins and not together) else 0
+        if not going and not free:
             break
-        if 0 < going <= COMPACT * len(row):
-            kept = live.nonzero()[:, 0]
-            cache.batch_select_indices(kept)
-            row, token, mask, position, live = (part[kept] for part in (row, token, mask, position, live))
-        position = position + 1
-        seen = mask[:, : ids.shape[1] + step + 1]
-        state = model.hidden(token[:, None], seen[:, None, None] if by_column else seen, position, cache)[:, -1]
+        more = _read(model, prompts, group, begun, free) if free else None
+        begun += free
+        if more is not None and not going:
+            rows = more
+        else:
+            rows = _Rows(rows.row, rows.made + len(steps), state, mask[:, :width], position, rows.cache)
+            rows = _join(rows, live.nonzero()[:, 0], more, joins)
     end = torch.isin(made, ends)  # padding may look like one, but there is none before the first
     truncated = ~end.any(1)
     length = end.int().argmax(1).masked_fill(truncated, most - 1) + 1
-    return Completions(made, torch.arange(most, device=device) < length[:, None], truncated, log_prob)
+    return Completions(made, column < length[:, None], truncated, log_prob)
 
 
-def _takes_columns(model: "LanguageModel", cache: Any) -> bool:
-    """Whether the mask of one new token can be given as [B, 1, 1, S], which saves the network from making it.
+def _read(model: "LanguageModel", prompts: Sequence[Sequence[int]], group: int, start: int, count: int) -> _Rows:
+    """Completions from number ``start`` on, whose prompts are in a new cache."""
+    from zoo.language.caches import empty_cache, take
 
-    Not where layers see a window, or positions come from the mask.
-    """
-    config = model.network.config
-    full = all(hasattr(layer, "room") for layer in cache.layers)
-    rotary = getattr(config, "rope_parameters", None) is not None and not getattr(config, "alibi", False)
-    return full and rotary and model.attention in ("sdpa", "eager")
+    device, padding = next(model.parameters()).device, int(model.tokenizer.pad_token_id or 0)
+    row = torch.arange(start, start + count, device=device)
+    ids, mask = left_padded(prompts[start // group : (start + count - 1) // group + 1], padding, device)
+    position, cache = (mask.cumsum(1) - 1).clamp(min=0), empty_cache(model.network.config)
+    state = model.hidden(ids, mask, position, cache)[:, -1]
+    prompt = row // group - start // group
+    take(cache, prompt)
+    return _Rows(row, torch.zeros_like(row), state[prompt], mask[prompt], position[prompt, -1:], cache)
+
+
+def _join(rows: _Rows, kept: Tensor, more: _Rows | None, cut: bool) -> _Rows:
+    """The ``kept`` ones of rows, and behind them ``more``; with ``cut``, without columns of padding alone."""
+    from zoo.language.caches import take
+
+    row, made, state, mask, position = (part[kept] for part in rows[:5])
+    first = int(mask.any(0).int().argmax()) if cut else 0
+    take(rows.cache, kept, first, more and more.cache)
+    mask = mask[:, first:]
+    if more is not None:
+        width = max(mask.shape[1], more.mask.shape[1])
+        mask, new_mask = (pad(part, (width - part.shape[1], 0), value=False) for part in (mask, more.mask))
+        old, new = (row, made, state, mask, position), (*more[:3], new_mask, more.position)
+        row, made, state, mask, position = (torch.cat(both) for both in zip(old, new, strict=True))
+    return _Rows(row, made, state, mask, position, rows.cache)
 
 
 def left_padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -182,45 +253,3 @@ def left_padded(rows: Sequence[Sequence[int]], pad: int, device: torch.device) -
     ids = torch.tensor([[pad] * (most - len(row)) + list(row) for row in rows], device=device)
     length = torch.tensor([len(row) for row in rows], device=device)
     return ids, torch.arange(most, device=device) >= most - length[:, None]
-
-
-def _cache(config: Any) -> Any:
-    """An empty cache for a network, whose full attention layers have room to grow in."""
-    from transformers import DynamicCache
-    from transformers.cache_utils import DynamicLayer
-
-    class Roomy(DynamicLayer):
-        """Keys and values in a longer buffer: a token is written in its place, where the parent copies all."""
-
-        room: tuple[Tensor, Tensor] | None = None
-
-        def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-            if not self.is_initialized:
-                self.lazy_initialization(key_states, value_states)
-            start = self.get_seq_length()
-            stop = start + key_states.shape[-2]
-            if self.room is None or self.room[0].shape[-2] < stop:
-                shape = *key_states.shape[:-2], stop + max(stop // 2, 32)
-                self.room = (
-                    key_states.new_empty(*shape, key_states.shape[-1]),
-                    value_states.new_empty(*shape, value_states.shape[-1]),
-                )
-                if self.keys is not None and self.values is not None and start:
-                    for buffer, old in zip(self.room, (self.keys, self.values), strict=True):
-                        buffer[..., :start, :] = old
-            for buffer, new in zip(self.room, (key_states, value_states), strict=True):
-                buffer[..., start:stop, :] = new
-            self.keys, self.values = (buffer[..., :stop, :] for buffer in self.room)
-            return self.keys, self.values
-
-        def batch_repeat_interleave(self, repeats: int) -> None:
-            self.room = None
-            super().batch_repeat_interleave(repeats)
-
-        def batch_select_indices(self, indices: Tensor) -> None:
-            self.room = None
-            super().batch_select_indices(indices)
-
-    cache = DynamicCache(config=config)
-    cache.layers = [Roomy() if type(layer) is DynamicLayer else layer for layer in cache.layers]
-    return cache

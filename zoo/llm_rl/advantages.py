@@ -27,6 +27,7 @@ class Comparison:
     compares: bool = False
     needs_entropy: bool = False
     needs_value: bool = False
+    needs_greedy: bool = False
 
     def metrics(self) -> dict[str, float]:
         """Numbers about the last call, to be logged."""
@@ -94,6 +95,11 @@ def group_advantage(
     base = {"group": mean, "batch": batch_mean, "leave_one_out": others, "none": zero}[baseline]
     own = torch.where(alone, 1.0, std + eps)
     return (reward - base) / {"group": own, "batch": batch_std + eps, "none": zero + 1}[scale]
+
+
+def greedy_advantage(reward: Tensor, greedy: Tensor) -> Tensor:
+    """``R - R(greedy)``, 0 where either is NaN: [B] float32 of two [B] float32, as in ReMax (arXiv 2310.10505)."""
+    return (reward - greedy).nan_to_num(nan=0.0)
 
 
 def whiten(x: Tensor, weight: Tensor, over_ranks: bool) -> Tensor:
@@ -241,6 +247,22 @@ class Gdpo(Advantage):
             total[has] += weight * group_advantage(part[has], group[has], "group", "group", self.eps, self.ddof)
         some = group_advantage(total[rows], group[rows], "batch", "batch", self.eps, self.ddof)
         return torch.zeros(len(rows)).masked_scatter(rows, some.float()).to(scores.reward.device)
+
+
+class ReMax(Advantage):
+    """ReMax (arXiv 2310.10505): the reward less that of the prompt's likeliest completion, see ``greedy_advantage``.
+
+    Costs one more completion of each prompt, which is not learned from; ``group_size`` may be 1, as in the paper.
+    Rewards that compare completions of a prompt, such as ``LengthReward``, see that one alone.
+    """
+
+    needs_greedy = True
+
+    def __call__(self, scores: Scores) -> Tensor:
+        if scores.greedy is None:
+            raise ValueError("ReMax: the scores have no rewards of likeliest completions, have them generated")
+        scored_rows(scores)
+        return greedy_advantage(scores.reward, scores.greedy)
 
 
 class ReinforcePlusPlus(TokenAdvantage):

@@ -79,6 +79,8 @@ class Scores:
         parts: [B, F] float32, each reward alone, NaN where it did not score.
         weights: [F] float32.
         entropy: [B] float32, mean over a completion's tokens, in nats; None unless asked for.
+        greedy: [B] float32, the reward of the likeliest completion of the row's prompt, NaN if no reward could score
+            it; None unless asked for.
         step: optimiser steps taken.
         progress: share of the training that is done, in [0, 1]; None where its length is not known.
     """
@@ -91,6 +93,7 @@ class Scores:
     parts: Tensor
     weights: Tensor
     entropy: Tensor | None = None
+    greedy: Tensor | None = None
     step: int = 0
     progress: float | None = None
 

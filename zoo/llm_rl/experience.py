@@ -5,13 +5,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from datamodules.batches import PromptBatch
+from datamodules.batches import Prompt, PromptBatch
 from datamodules.loaders import ResumableLoader
 from zoo.distributed import gather, gather_objects
 from zoo.llm_rl.advantages import TokenAdvantage
@@ -23,6 +23,28 @@ from zoo.llm_rl.rollouts import join
 
 if TYPE_CHECKING:
     from zoo.llm_rl.fine_tuner import PolicyFineTuner
+
+
+class Round(NamedTuple):
+    """Completions of one rank, N of them, and what they were scored: ``reward`` [N], ``parts`` [N, F], ``greedy`` [N].
+
+    ``greedy`` is the reward of the likeliest completion of each one's prompt; None unless the advantage asks for it.
+    """
+
+    samples: list[Sample]
+    rollout: Rollout
+    reward: Tensor
+    parts: Tensor
+    greedy: Tensor | None
+
+    def take(self, rows: Tensor) -> Self:
+        return self._replace(
+            samples=[self.samples[row] for row in rows.tolist()],
+            rollout=self.rollout.take(rows),
+            reward=self.reward[rows],
+            parts=self.parts[rows],
+            greedy=None if self.greedy is None else self.greedy[rows],
+        )
 
 
 class Experience:
@@ -101,38 +123,27 @@ class Experience:
         self.pause()
         was_training = learner.training
         learner.eval()
-        samples, rollout, reward, parts = self._rounds()
-        collected = self._prepare(samples, rollout, reward, parts)
+        collected = self._prepare(self._rounds())
         learner.train(was_training)
         self.go_on()
         return collected
 
-    def _rounds(self) -> tuple[list[Sample], Rollout, Tensor, Tensor]:
+    def _rounds(self) -> Round:
         """Completions of one batch of prompts, or of as many as dynamic sampling takes to fill it."""
         learner, dynamic = self.learner, self.learner.dynamic_sampling
-        kept: list[tuple[list[Sample], Rollout, Tensor, Tensor]] = []
+        kept: list[Round] = []
         wanted = tried = 0
         while True:
             batch = next(self._stream)
             wanted = wanted or len(batch.prompt) * learner.rollout.group_size
-            # the network alone: bf16-true makes bfloat16 the type of whatever is made here
-            with self._timed("generation"), learner.trainer.precision_plugin.forward_context():
-                encoded = learner.encode(batch.prompt)
-                steps = learner.num_iterations * learner.minibatches
-                learner.rollout.number = learner.trainer.global_step // steps
-                rollout = learner.rollout(learner.policy, encoded, batch.key, learner.together)
-            with self._timed("rewards"):
-                prompts = [prompt for prompt in batch.prompt for _ in range(learner.rollout.group_size)]
-                samples = learner.read(prompts, rollout.response_ids, rollout.mask, rollout.truncated, rollout.key)
-                reward, parts = (value.to(rollout.mask.device) for value in learner.score(samples))
-            self._generated += int(rollout.mask.sum())
+            made = self._round(batch)
             tried += 1
             if dynamic is None:
-                return samples, rollout, reward, parts
-            rows = dynamic.rows(self._scores(rollout, reward, parts, everywhere=False)).nonzero()[:, 0]
+                return made
+            rows = dynamic.rows(self._scores(made, everywhere=False)).nonzero()[:, 0]
             if len(rows):
-                kept.append(([samples[row] for row in rows.tolist()], rollout.take(rows), reward[rows], parts[rows]))
-            found = sum(len(part[0]) for part in kept)
+                kept.append(made.take(rows))
+            found = sum(len(part.samples) for part in kept)
             if min(gather_objects(found)) >= wanted:
                 break
             if 0 < dynamic.max_batches <= tried:
@@ -143,43 +154,69 @@ class Experience:
                     "take prompts that the model solves at times"
                 )
         self.metrics["dynamic_sampling/batches"] = tried
-        everything = torch.arange(wanted, device=rollout.mask.device)
-        return (
-            [sample for part in kept for sample in part[0]][:wanted],
-            join([part[1] for part in kept]).take(everything),
-            torch.cat([part[2] for part in kept])[:wanted],
-            torch.cat([part[3] for part in kept])[:wanted],
+        whole = Round(
+            [sample for part in kept for sample in part.samples],
+            join([part.rollout for part in kept]),
+            torch.cat([part.reward for part in kept]),
+            torch.cat([part.parts for part in kept]),
+            None if made.greedy is None else torch.cat([part.greedy for part in kept if part.greedy is not None]),
         )
+        return whole.take(torch.arange(wanted, device=whole.reward.device))
 
-    def _scores(
-        self,
-        rollout: Rollout,
-        reward: Tensor,
-        parts: Tensor,
-        entropy: Tensor | None = None,
-        everywhere: bool = True,
-    ) -> Scores:
+    def _round(self, batch: PromptBatch) -> Round:
+        """Completions of one batch of prompts, scored."""
+        learner, likeliest = self.learner, None
+        # the network alone: bf16-true makes bfloat16 the type of whatever is made here
+        with self._timed("generation"), learner.trainer.precision_plugin.forward_context():
+            encoded = learner.encode(batch.prompt)
+            steps = learner.num_iterations * learner.minibatches
+            learner.rollout.number = learner.trainer.global_step // steps
+            rollout = learner.rollout(learner.policy, encoded, batch.key, learner.together)
+            if learner.advantage.needs_greedy:
+                likeliest = learner.rollout.greedy(learner.policy, encoded, batch.key, learner.together)
+        self._generated += int(rollout.mask.sum())
+        count = learner.rollout.group_size
+        with self._timed("rewards"):
+            prompts = [prompt for prompt in batch.prompt for _ in range(count)]
+            samples, reward, parts = self._judge(prompts, rollout)
+            greedy = None
+            if likeliest is not None:
+                self._generated += int(likeliest.mask.sum())
+                greedy = self._judge(batch.prompt, likeliest)[1].repeat_interleave(count)
+        return Round(samples, rollout, reward, parts, greedy)
+
+    def _judge(self, prompts: Sequence[Prompt], rollout: Rollout) -> tuple[list[Sample], Tensor, Tensor]:
+        """Completions, as many as ``prompts``, as rewards see them, their rewards [N] and each alone [N, F]."""
+        learner = self.learner
+        samples = learner.read(prompts, rollout.response_ids, rollout.mask, rollout.truncated, rollout.key)
+        reward, parts = (value.to(rollout.mask.device) for value in learner.score(samples))
+        return samples, reward, parts
+
+    def _scores(self, made: Round, entropy: Tensor | None = None, everywhere: bool = True) -> Scores:
         """What is known of the rows of all ranks, or of this one alone."""
-        trainer = self.learner.trainer
+        trainer, rollout = self.learner.trainer, made.rollout
         total = trainer.max_steps if trainer.max_steps > 0 else (trainer.max_epochs or -1) * len(self) // self.pieces
         over = gather if everywhere else (lambda x: x)
         return Scores(
-            reward=over(reward),
+            reward=over(made.reward),
             group=over(rollout.group),
             length=over(rollout.mask.sum(1)),
             truncated=over(rollout.truncated.to(torch.uint8)).bool(),
             key=over(rollout.key),
-            parts=over(parts),
-            weights=torch.tensor(list(self.learner.weights.values()), device=reward.device),
+            parts=over(made.parts),
+            weights=torch.tensor(list(self.learner.weights.values()), device=made.reward.device),
             entropy=None if entropy is None else over(entropy),
+            greedy=None if made.greedy is None else over(made.greedy),
             step=trainer.global_step,
             progress=min(trainer.global_step / total, 1.0) if total > 0 else None,
         )
 
-    def _prepare(self, samples: Sequence[Sample], rollout: Rollout, reward: Tensor, parts: Tensor) -> Collected:
+    def _prepare(self, made: Round) -> Collected:
+        samples, rollout, reward, parts, _ = made
         learner, rank, rows, extra = self.learner, self.learner.global_rank, len(samples), None
         if learner.auxiliary is not None:
             reward, extra = learner.auxiliary.prepare(learner, samples, rollout, reward, parts)
+            made = made._replace(reward=reward)
         mine = slice(rank * rows, (rank + 1) * rows)
         advantage, kl = learner.advantage, learner.objective.kl
         in_reward = kl is not None and kl.needs_reference and kl.placement == "reward"
@@ -189,7 +226,7 @@ class Experience:
         entropy = None
         if tokens.entropy is not None:
             entropy = (tokens.entropy * rollout.mask).sum(1) / rollout.mask.sum(1).clamp(min=1)
-        scores = every = self._scores(rollout, reward, parts, entropy)
+        scores = every = self._scores(made, entropy)
         for part in learner.selection:
             scores = part.compared(scores)
         returns, reference = None, tokens.reference
@@ -281,6 +318,8 @@ class Experience:
         self._generated = 0
         values = rollout_metrics(scores, list(learner.rewards))
         self.metrics |= {name: float(value) for name, value in values.items()}
+        if scores.greedy is not None and len(known := scores.greedy[~scores.greedy.isnan()]):
+            self.metrics["reward_greedy"] = float(known.mean())
         self.metrics |= {"tokens/generated": float(generated), "tokens/trained": float(trained)}
         old, sampled = collected.tokens.old, collected.rollout.sampled
         if old is not None and sampled is not None:

@@ -1,6 +1,6 @@
 """Reinforcement learning of a language model from its own completions."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from copy import deepcopy
 from typing import Any
 
@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from datamodules.loaders import ResumableLoader
+from datamodules.prompts import Prompts
 from zoo.catalogue import register
 from zoo.distributed import gather, gather_objects
 from zoo.language.models import LanguageModel
@@ -19,6 +20,7 @@ from zoo.llm_rl.batches import Minibatch, Rollout
 from zoo.llm_rl.critic import Critic
 from zoo.llm_rl.experience import Experience
 from zoo.llm_rl.objectives import ClippedSurrogate
+from zoo.llm_rl.passes import predicting_states, spread
 from zoo.llm_rl.rewards import Reward, SoftOverlong
 from zoo.llm_rl.rollouts import Generation, RolloutSource
 from zoo.llm_rl.selection import DynamicSampling, Selection
@@ -33,7 +35,14 @@ def adamw(parameters: Any) -> torch.optim.Optimizer:
 
 @register(
     "policy_fine_tuner",
-    papers=["GRPO 2402.03300", "DAPO 2503.14476", "Dr.GRPO 2503.20783", "RLOO 2402.14740", "GSPO 2507.18071"],
+    papers=[
+        "GRPO 2402.03300",
+        "DAPO 2503.14476",
+        "Dr.GRPO 2503.20783",
+        "RLOO 2402.14740",
+        "ReMax 2310.10505",
+        "GSPO 2507.18071",
+    ],
     task="language model fine-tuning",
     config="llm_rl/grpo_arithmetic",
 )
@@ -113,6 +122,11 @@ class PolicyFineTuner(Solver):
                 f"rollout.group_size={self.rollout.group_size}: {type(self.advantage).__name__} compares completions "
                 "of a prompt (num_generations), so there must be at least 2"
             )
+        if self.dynamic_sampling is not None and self.rollout.group_size < 2:
+            raise ValueError(
+                f"dynamic_sampling with rollout.group_size={self.rollout.group_size}: it takes prompts whose "
+                "completions have different rewards, so there must be at least 2"
+            )
         if self.objective.correction is not None and not self.rollout.keep_log_probs:
             raise ValueError("objective.correction needs rollout.keep_log_probs: true, what it is to correct for")
         in_reward = self.needs_reference and self.objective.kl is not None and self.objective.kl.placement == "reward"
@@ -165,6 +179,11 @@ class PolicyFineTuner(Solver):
     def on_fit_start(self) -> None:
         for model in (*self._reference, *self.rollout.models):
             model.to(self.device)
+        data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, Prompts):
+            self.check_prompts(data.prompts("train"), self.rollout.sampling, self.rollout.room)
+            if "val" in data.splits and self.trainer.limit_val_batches:
+                self.check_prompts(data.prompts("val"), self.evaluation)
 
     @property
     def start(self) -> LanguageModel | None:
@@ -256,12 +275,7 @@ class PolicyFineTuner(Solver):
 
     def states(self, model: LanguageModel, rollout: Rollout) -> Tensor:
         """Hidden states [N, H] that each of the N tokens of ``rollout.mask`` is predicted from, row after row."""
-        if rollout.mask.device.type == "cpu" and not self.together:
-            length = (rollout.prompt_mask.sum(1) + rollout.mask.sum(1)).tolist()
-            parts = [rollout.take(rows) for rows in torch.arange(len(length)).split(similar(length))]
-        else:
-            parts = [rollout]  # accelerators and sharded weights gain from few passes
-        return torch.cat([_states(model, part) for part in parts])
+        return predicting_states(model, rollout, self.together)
 
     def evaluate(self, rollout: Rollout, want: set[str]) -> dict[str, Tensor]:
         """What is wanted of each token, [b, T] float32, 0 beyond the mask."""
@@ -283,7 +297,7 @@ class PolicyFineTuner(Solver):
                 with self.policy.without_adapters():
                     states = self.states(self.policy, rollout)
                     found["reference"] = self.policy.token_log_probs(states, target, temperature)
-        return {name: _spread(values, rollout.mask) for name, values in found.items()}
+        return {name: spread(values, rollout.mask) for name, values in found.items()}
 
     def values(self, states: Tensor, rollout: Rollout) -> Tensor:
         """The critic's values [N] of hidden states [N, H], by the head of each one's row."""
@@ -302,10 +316,10 @@ class PolicyFineTuner(Solver):
         log_probs = self.policy.token_log_probs(states, rollout.response_ids[rollout.mask], temperature)
         entropy = None
         if self.objective.entropy:
-            entropy = _spread(self.policy.entropy(states, temperature), rollout.mask)
-        loss, metrics = self.objective(_spread(log_probs, rollout.mask), batch, entropy)
+            entropy = spread(self.policy.entropy(states, temperature), rollout.mask)
+        loss, metrics = self.objective(spread(log_probs, rollout.mask), batch, entropy)
         if self.critic is not None:
-            more, found = self.critic.loss(_spread(self.values(states, rollout), rollout.mask), batch)
+            more, found = self.critic.loss(spread(self.values(states, rollout), rollout.mask), batch)
             loss, metrics = loss + more, metrics | found
         if self.auxiliary is not None:
             more, found = self.auxiliary.loss(self, states, batch)
@@ -336,30 +350,3 @@ class PolicyFineTuner(Solver):
             optimizer_closure()  # ranks meet in the backward pass
             return
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-
-
-def similar(length: Sequence[int], least: int = 256) -> list[int]:
-    """How many of the rows, in their order, to compute together, so that short ones get less padding.
-
-    With rows of falling ``length``, a part ends before one that is less than 3/4 as long as the part's first, where
-    both the part and what is left have ``least`` tokens or more.
-    """
-    sizes, start = [], 0
-    for row, tokens in enumerate(length):
-        if 4 * tokens < 3 * length[start] and min(sum(length[start:row]), sum(length[row:])) >= least:
-            sizes.append(row - start)
-            start = row
-    return [*sizes, len(length) - start]
-
-
-def _states(model: LanguageModel, rollout: Rollout) -> Tensor:
-    ids = torch.cat([rollout.prompt_ids, rollout.response_ids[:, :-1]], 1)  # nothing is predicted from the last
-    mask = torch.cat([rollout.prompt_mask, rollout.mask[:, :-1]], 1)
-    states = model.hidden(ids, mask, (mask.cumsum(1) - 1).clamp(min=0))
-    start, width = rollout.prompt_ids.shape[1] - 1, rollout.mask.shape[1]
-    return states[:, start : start + width][rollout.mask]
-
-
-def _spread(values: Tensor, mask: Tensor) -> Tensor:
-    """Values [N] of the tokens of a mask [b, T], row after row, as [b, T]; 0 elsewhere."""
-    return values.new_zeros(mask.shape).masked_scatter(mask, values)

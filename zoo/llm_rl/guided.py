@@ -178,13 +178,15 @@ class Guided(Generation):
         sampling = replace(sampling, max_new_tokens=min(sampling.max_new_tokens, room))
         keys = streams.numpy().astype("uint64")[:, None]
         if not by_guide:
-            made = generate(policy, prompts, keys, sampling, together)
+            made = generate(policy, prompts, keys, sampling, together, self.rows_at_once)
         else:
             with self._guide(policy) as guide:
-                made = generate(guide, prompts, keys, sampling, together)
+                made = generate(guide, prompts, keys, sampling, together, self.rows_at_once)
         return made.ids, made.mask, ~made.truncated
 
-    def _some(self, policy: LanguageModel, prompts: Sequence[Sequence[int]], keys: Tensor, together: bool) -> Rollout:
+    def __call__(
+        self, policy: LanguageModel, prompts: Sequence[Sequence[int]], keys: Tensor, together: bool
+    ) -> Rollout:
         aggrevated, most = self.takes_aggrevated(self.number), self.sampling.max_new_tokens
         device = next(policy.parameters()).device
         streams = sample_keys(keys, self.group_size).flatten()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from datamodules.batches import Prompt, PromptBatch
 from zoo.distributed import gather_objects
-from zoo.language.generation import Sampling, generate
+from zoo.language.generation import Sampling, check_prompts, generate
 from zoo.language.models import LanguageModel
 from zoo.llm_rl.batches import Sample
 from zoo.llm_rl.rewards import Reward, score
@@ -94,6 +94,11 @@ class Solver(LightningModule):
                     "raise it, or leave long prompts out of the data"
                 )
         return rows
+
+    def check_prompts(self, prompts: Sequence[Prompt], sampling: Sampling, room: int | None = None) -> None:
+        """Raises ``ValueError`` for a prompt that would end the run at its turn: too long, or without tokens."""
+        for start in range(0, len(prompts), 1024):
+            check_prompts(self.policy, self.encode(prompts[start : start + 1024]), sampling, room)
 
     def read(
         self, prompts: Sequence[Prompt], ids: Tensor, mask: Tensor, truncated: Tensor, keys: Tensor
