@@ -10,7 +10,6 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from datamodules.loaders import ResumableLoader
-from datamodules.prompts import Prompts
 from zoo.catalogue import register
 from zoo.distributed import gather, gather_objects
 from zoo.language.models import LanguageModel
@@ -24,7 +23,7 @@ from zoo.llm_rl.passes import predicting_states, spread
 from zoo.llm_rl.rewards import Reward, SoftOverlong
 from zoo.llm_rl.rollouts import Generation, RolloutSource
 from zoo.llm_rl.selection import DynamicSampling, Selection
-from zoo.llm_rl.solver import Solver
+from zoo.llm_rl.solver import HasPrompts, Solver
 from zoo.optimization import optimization
 
 
@@ -180,7 +179,7 @@ class PolicyFineTuner(Solver):
         for model in (*self._reference, *self.rollout.models):
             model.to(self.device)
         data = getattr(self.trainer, "datamodule", None)
-        if isinstance(data, Prompts):
+        if isinstance(data, HasPrompts):
             self.check_prompts(data.prompts("train"), self.rollout.sampling, self.rollout.room)
             if "val" in data.splits and self.trainer.limit_val_batches:
                 self.check_prompts(data.prompts("val"), self.evaluation)

@@ -1,7 +1,7 @@
 """What every method on prompts shares: completions of the validation, test and prediction prompts, and their scores."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from lightning.pytorch import LightningModule
@@ -17,6 +17,17 @@ from zoo.llm_rl.rollouts import sample_keys
 from zoo.llm_rl.supervised import prompt_tokens
 
 Stage = Literal["val", "test"]
+
+
+@runtime_checkable
+class HasPrompts(Protocol):
+    """Data with prompts of stages, which can be looked at before a run."""
+
+    splits: dict[str, list[Prompt]]
+
+    def prompts(self, stage: Any) -> list[Prompt]:
+        """The prompts of ``train`` or ``val``, as batches will have them."""
+        ...
 
 
 class Solver(LightningModule):
