@@ -1,6 +1,8 @@
 """Shared by all tests: one thread a process, and the real data where they are at hand."""
 
 import os
+import random
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +19,20 @@ def test_data() -> Path:
     if folder is None:
         pytest.skip("ZOO_TEST_DATA is not set: tests on real data files beyond the bundled ones are skipped")
     return Path(folder)
+
+
+@pytest.fixture(autouse=True)
+def meeting_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test's ranks meet at a port of its own.
+
+    Lightning keeps the first that it finds for as long as a process lives. That one is from the range of outgoing
+    connections, so that another worker's may sit on it by the time of a later test: "address already in use".
+    """
+    for port in random.SystemRandom().sample(range(10_000, 30_000), 100):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) != 0:  # nobody listens there
+                monkeypatch.setenv("MASTER_PORT", str(port))
+                return
 
 
 @pytest.fixture
