@@ -24,8 +24,8 @@ class ZooParser(LightningArgumentParser):
         return super().parse_args(args, *more, **settings)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        if "Did you mean" not in message:
-            message += _suggestion(message)
+        if "Did you mean" not in message and (more := _suggestion(message)).strip() not in message:
+            message += more
         if not self.exit_on_error:
             super().error(message, ex)
         prog = getattr(ex, "subcommand_parser", self).prog
@@ -60,20 +60,33 @@ def _config_file(name: str) -> str:
 
 
 def _suggestion(message: str) -> str:
-    """The closest known names to the unknown one that a parser's message quotes, or an empty string."""
-    patterns = (
-        r"Option '([\w.]+)' is not accepted",
-        r"Key '([\w.]+)' is not expected",
-        r"[Uu]nrecognized arguments: -*([\w.]+)",
-        r"Expected a dot import path string: ([\w.]+)",
-        r"class_path '?([\w.]+)'?",
-    )
-    unknown = next((m.group(1) for p in patterns if (m := re.search(p, message))), None)
-    if unknown is None:
-        return ""
-    last = unknown.rpartition(".")[2]
-    close = [name for name in difflib.get_close_matches(last, _known_names(), n=3) if name != last]
-    return f"\nDid you mean {' or '.join(close)}?" if close else ""
+    """The closest names to the unknown one that a parser's message quotes, what a class takes, or an empty string."""
+    if option := re.findall(r"class_path '([\w.]+)':\s+Option '([\w.]+)' is not accepted", message):
+        owner, unknown = option[-1]
+        module, _, owner = owner.rpartition(".")
+        known = _names_taken_by(getattr(sys.modules.get(module), owner, None))
+    elif word := re.search(r"[Uu]nrecognized arguments: --trainer\.(\w+)", message):
+        owner, unknown, known = "Trainer", word[1], _names_taken_by(Trainer)
+    else:
+        patterns = (
+            r"Key '([\w.]+)' is not expected",
+            r"[Uu]nrecognized arguments: -*([\w.]+)",
+            r"Expected a dot import path string: ([\w.]+)",
+            r"class_path '?([\w.]+)'?",
+        )
+        unknown = next((m[1] for p in patterns if (m := re.search(p, message))), "").rpartition(".")[2]
+        owner, known = "", set()
+    if unknown and not known:
+        owner, known = "", _known_names() - {unknown}
+    if close := difflib.get_close_matches(unknown, known, n=3):
+        return f"\nDid you mean {' or '.join(close)}?"
+    return f"\n{owner} takes {', '.join(sorted(known))}" if owner and known else ""
+
+
+def _names_taken_by(cls: Any) -> set[str]:
+    """The arguments of a class; none for what is no class, and where it hands further ones on."""
+    parameters = inspect.signature(cls).parameters if inspect.isclass(cls) else {}
+    return set() if any(p.kind is p.VAR_KEYWORD for p in parameters.values()) else set(parameters)
 
 
 def _known_names() -> set[str]:

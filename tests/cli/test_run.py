@@ -150,7 +150,9 @@ def test_resuming_without_a_run_starts_from_the_beginning(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--model.init_args.pairs_at_onse=3"], "Did you mean pairs_at_once"),
+        (["--model.init_args.pairs_at_onse=3"], "Did you mean pairs_at_once?"),
+        (["--model.init_args.backbone.init_args.chanels=3"], "Did you mean in_channels?"),
+        (["--model.init_args.backbone.init_args.zzz=3"], "Conv64F takes in_channels, pools, width\n"),
         (["--model", "CRLNett"], "Did you mean CRLNet"),
         (["--trainer.max_epoks=3"], "Did you mean max_epochs"),
         (["--data.init_args.dataset=BundledOmniglott"], "Did you mean BundledOmniglot"),
