@@ -20,6 +20,7 @@ ARMS = {
     "Lite PPO": "lite_ppo",
     "DAPO": "dapo",
     "RLOO": "rloo",
+    "ReMax": "remax",
     "REINFORCE++": "reinforce_pp",
     "GSPO": "gspo",
     "D3S": "d3s",
