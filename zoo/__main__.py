@@ -35,5 +35,17 @@ def main(args: Sequence[str] | None = None) -> None:
         cli.run(words)
 
 
+def command_line() -> None:
+    """As ``main``, with a sentence in place of a traceback where the zoo itself has found what is wrong."""
+    try:
+        main()
+    except (OSError, ValueError) as error:
+        from zoo.cli import own_reason
+
+        if (reason := own_reason(error)) is None:
+            raise
+        sys.exit(f"error: {reason}")
+
+
 if __name__ == "__main__":
-    main()
+    command_line()

@@ -137,7 +137,7 @@ class ZooCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except (OSError, ValueError) as error:
-            if self.subcommand is None or (reason := _own_reason(error)) is None:
+            if self.subcommand is None or (reason := own_reason(error)) is None:
                 raise
             self.parser.error(reason)
         self._dump_config()
@@ -359,11 +359,12 @@ def build(kind: type[ZooCLI], args: Sequence[str] | None, *, execute: bool = Tru
     )
 
 
-def _own_reason(error: BaseException | None) -> str | None:
-    """The sentence of the zoo that the parser has wrapped in pages of its own; None for an error of another origin."""
+def own_reason(error: BaseException | None) -> str | None:
+    """What a ``raise`` of the zoo says, which others may have wrapped in pages of their own; None for other errors."""
     while error is not None:
-        frames = list(traceback.walk_tb(error.__traceback__))
-        if frames and frames[-1][0].f_globals["__name__"].startswith(("zoo.", "datamodules.")):
+        frames = traceback.extract_tb(error.__traceback__)
+        places = [frame.f_globals["__name__"] for frame, _ in traceback.walk_tb(error.__traceback__)]
+        if frames and places[-1].startswith(("zoo.", "datamodules.")) and (frames[-1].line or "").startswith("raise"):
             return str(error)
         error = error.__cause__
     return None

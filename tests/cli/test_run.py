@@ -12,7 +12,9 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from PIL import Image
 
+from datamodules.search import Search
 from datamodules.sources import bundled
+from zoo.__main__ import command_line
 from zoo.cli import ZooCLI, run
 from zoo.pretrained import read_state
 
@@ -188,6 +190,18 @@ def test_a_part_of_a_part_takes_null(null: str, tmp_path: Path) -> None:
 def test_an_unknown_config_is_named_with_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="did you mean few_shot/crlnet_omniglot"):
         run(["fit", "--config", "few_shot/crlnet_omniglo"])
+
+
+def test_the_command_line_gives_a_reason_and_no_traceback_for_errors_of_the_zoo(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("zoo.__main__.main", lambda: Search(chunk=0))
+    with pytest.raises(SystemExit) as exit_code:
+        command_line()
+    assert exit_code.value.code == "error: chunk=0: must be at least 1"
+    monkeypatch.setattr("zoo.__main__.main", lambda: int("x"))
+    with pytest.raises(ValueError, match="invalid literal"):
+        command_line()
 
 
 def test_a_map_size_that_does_not_fit_the_head_is_named(fitted: tuple[Path, ZooCLI], tmp_path: Path) -> None:
