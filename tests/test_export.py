@@ -138,7 +138,8 @@ def exports(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def test_outputs_are_the_same_elsewhere(name: str, exports: Any) -> None:
     before, after, _ = exports
     assert before[name].std() > 0.001
-    assert torch.equal(before[name], after[name])
+    # not to the bit: where tensors begin in a file, and so in memory, chooses the kernels of matrix products
+    torch.testing.assert_close(after[name], before[name], rtol=1e-5, atol=2e-5)
 
 
 def test_what_else_a_checkpoint_knows_comes_along(exports: Any) -> None:

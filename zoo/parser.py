@@ -61,26 +61,36 @@ def _config_file(name: str) -> str:
 
 def _suggestion(message: str) -> str:
     """The closest names to the unknown one that a parser's message quotes, what a class takes, or an empty string."""
-    if option := re.findall(r"class_path '([\w.]+)':\s+Option '([\w.]+)' is not accepted", message):
-        owner, unknown = option[-1]
-        module, _, owner = owner.rpartition(".")
+    if option := _refused(message):
+        path, unknown = option
+        module, _, owner = path.rpartition(".")
         known = _names_taken_by(getattr(sys.modules.get(module), owner, None))
     elif word := re.search(r"[Uu]nrecognized arguments: --trainer\.(\w+)", message):
         owner, unknown, known = "Trainer", word[1], _names_taken_by(Trainer)
     else:
         patterns = (
+            r".Option '([\w.]+)' is not accepted",  # alone it is a part's message, which its owner's will hold
             r"Key '([\w.]+)' is not expected",
             r"[Uu]nrecognized arguments: -*([\w.]+)",
             r"Expected a dot import path string: ([\w.]+)",
-            r"class_path '?([\w.]+)'?",
+            r"class_path '?([\w.]+)'?(?!.*Option ')",
         )
         unknown = next((m[1] for p in patterns if (m := re.search(p, message))), "").rpartition(".")[2]
         owner, known = "", set()
     if unknown and not known:
         owner, known = "", _known_names() - {unknown}
-    if close := difflib.get_close_matches(unknown, known, n=3):
+    plain = {name.lower(): name for name in sorted(known)}
+    if close := [plain[name] for name in difflib.get_close_matches(unknown.lower(), plain, n=3)]:
         return f"\nDid you mean {' or '.join(close)}?"
     return f"\n{owner} takes {', '.join(sorted(known))}" if owner and known else ""
+
+
+def _refused(message: str) -> tuple[str, str] | None:
+    """The path of the class and the option that it does not accept, by the innermost of a parser's messages."""
+    if found := re.findall(r"class_path '([\w.]+)':\s+Option '([\w.]+)' is not accepted", message):
+        return found[-1]  # type: ignore[no-any-return]
+    of_callable = re.search(r"Option '([\w.]+)' is not accepted\. Got value: \w+\(class_path='([\w.]+)'", message)
+    return (of_callable[2], of_callable[1]) if of_callable else None
 
 
 def _names_taken_by(cls: Any) -> set[str]:
