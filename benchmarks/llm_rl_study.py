@@ -124,7 +124,7 @@ def main() -> None:
 
 def run_name(arm: str, seed: int) -> str:
     """A run's folder: its method in letters, digits and underscores, and its seed."""
-    return f"{re.sub(r'[^0-9A-Za-z]+', '_', arm).strip('_')}_{seed}"
+    return f"{re.sub(r'[^0-9A-Za-z]+', '_', arm.replace('+', 'p')).strip('_')}_{seed}"
 
 
 if __name__ == "__main__":

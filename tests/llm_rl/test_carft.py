@@ -124,6 +124,33 @@ def test_only_numbers_make_up_the_chain(policy: Policy) -> None:
     assert term(learner, rollout, extra).item() == pytest.approx(losses[[0, 2]].mean().item(), abs=1e-5)
 
 
+@pytest.mark.parametrize("critic", [Critic(), None])
+def test_mean_states_compare_chains_with_or_without_a_critic(policy: Policy, critic: Critic | None) -> None:
+    auxiliary = AnnotatedContrast(c=1.0, emb_source="mean_hidden", partial_reward="embedding")
+    more: dict[str, Any] = {"rollout": Generation(1, 8)}
+    if critic is None:
+        more = {"rollout": Generation(4, 8), "advantage": GroupAdvantage(), "critic": None}
+    learner = carft(policy, auxiliary, **{"critic": critic, "rewards": {"answer": NumericAnswer()}, **more}).eval()
+    learner.policy.build()
+    rollout = written(learner)
+    reward, extra = prepared(learner, rollout)
+
+    def means(rollout: Rollout) -> Tensor:
+        found = []
+        for prompt, text, mask in zip(rollout.prompt_ids, rollout.response_ids, rollout.mask, strict=True):
+            ids = torch.cat([prompt, text[mask]])
+            found.append(learner.policy.decoder(ids[None]).last_hidden_state[0, len(prompt) - 1 : -1].mean(0))
+        return torch.stack(found)
+
+    first, second = means(worked_solutions(learner, PROMPTS, rollout)), means(rollout)
+    graded = 0.1 * cosine_similarity(first, second) + 0.2
+    torch.testing.assert_close(reward, torch.tensor([1, graded[1].item(), 1, 0]), atol=1e-5, rtol=0)
+    wanted = positive_losses(first, second)[[0, 2]].mean()
+    assert term(learner, rollout, extra).item() == pytest.approx(wanted.item(), abs=1e-4)
+    if critic is None:
+        fit(learner, 2)
+
+
 @pytest.mark.parametrize("signal", ["neg", "both"])
 def test_the_negative_term_parts_what_wrong_completions_share_from_the_rest(policy: Policy, signal: Any) -> None:
     learner = built(policy, AnnotatedContrast(signal, c=1.0), rollout=Generation(1, 8))

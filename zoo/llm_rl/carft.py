@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 Signal = Literal["none", "pos", "neg", "both"]
 PartialReward = Literal["none", "fixed", "embedding"]
+EmbSource = Literal["head", "mean_hidden"]
 EmbTokens = Literal["all", "numbers"]
 FIXED = 0.1
 
@@ -50,6 +51,8 @@ class AnnotatedContrast(Auxiliary):
         mask_mode: ``official_broadcast`` sums over all completions of a minibatch, right or not, as the official code
             does by a slip; c then has to be as many times smaller as a minibatch has completions.
         gather_grad: let gradient flow through the denominator, which the official code does not.
+        emb_source: a chain's embedding is by the critic's ``head``, or the ``mean_hidden`` state of its tokens, with
+            equal weights.
         emb_tokens: the chain is ``all`` tokens, or those with a digit, the ``numbers``.
         partial_reward: reward of a wrong answer that is a number: what the answer's reward says (``none``), 0.1
             (``fixed``), or 0.1 cos + 0.2 of the two chains (``embedding``). Evaluation does without.
@@ -63,12 +66,14 @@ class AnnotatedContrast(Auxiliary):
         sim_cap: float = 0.9,
         mask_mode: MaskMode = "intended",
         gather_grad: bool = True,
+        emb_source: EmbSource = "head",
         emb_tokens: EmbTokens = "all",
         partial_reward: PartialReward = "fixed",
     ) -> None:
         for name, value, names in (
             ("signal", signal, Signal),
             ("mask_mode", mask_mode, MaskMode),
+            ("emb_source", emb_source, EmbSource),
             ("emb_tokens", emb_tokens, EmbTokens),
             ("partial_reward", partial_reward, PartialReward),
         ):
@@ -84,13 +89,14 @@ class AnnotatedContrast(Auxiliary):
             raise ValueError(f"sim_cap={sim_cap}: must be in [-1, 1], as similarities are cosines")
         self.terms = {"none": [], "pos": ["pos"], "neg": ["neg"], "both": ["pos", "neg"]}[signal]
         self.c, self.tau, self.sim_cap, self.mask_mode, self.gather_grad = c, tau, sim_cap, mask_mode, gather_grad
-        self.emb_tokens, self.partial_reward = emb_tokens, partial_reward
+        self.emb_source, self.emb_tokens, self.partial_reward = emb_source, emb_tokens, partial_reward
 
     def check(self, learner: "PolicyFineTuner") -> None:
-        if self._compares and (learner.critic is None or learner.critic.embedding is None):
+        by_head = self._compares and self.emb_source == "head"
+        if by_head and (learner.critic is None or learner.critic.embedding is None):
             raise ValueError(
                 f"critic={learner.critic}: chains are compared by the embeddings of its head; give a critic with "
-                "embedding: 64, and an advantage that needs one (Gae)"
+                "embedding: 64, and an advantage that needs one (Gae); or set emb_source: mean_hidden"
             )
 
     @property
@@ -140,23 +146,33 @@ class AnnotatedContrast(Auxiliary):
         parts = []
         for rows in torch.arange(len(chain), device=chain.device).split(learner.rows_at_once or len(chain)):
             some = rollout.take(rows)
-            value, embedding = _valued(learner, learner.states(learner.policy, some), some.mask)
+            value, embedding = self._valued(learner, learner.states(learner.policy, some), some.mask)
             parts.append(cot_embedding(value, embedding, chain[rows, : some.mask.shape[1]]))
         return torch.cat(parts)
+
+    def _valued(self, learner: "PolicyFineTuner", states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """What weighs tokens [b, T], and their embeddings [b, T, E], of the states [N, H] of a mask [b, T]."""
+        if self.emb_source == "head":
+            assert learner.heads is not None
+            value, embedding = next(iter(learner.heads.values()))(states)
+        else:
+            value, embedding = states.new_zeros(len(states), dtype=torch.float32), states.float()
+        values, embeddings = value.new_zeros(mask.shape), embedding.new_zeros(*mask.shape, embedding.shape[-1])
+        return values.masked_scatter(mask, value), embeddings.masked_scatter(mask[..., None], embedding)
 
     # --- in each minibatch -------------------------------------------------------------------------------------------
 
     def loss(self, learner: "PolicyFineTuner", states: Tensor, minibatch: Minibatch) -> tuple[Tensor, Metrics]:
-        extra, coefficients, critics = minibatch.extra, minibatch.row_coefficient, minibatch.value_coefficient
+        extra, coefficients, learned = minibatch.extra, minibatch.row_coefficient, minibatch.value_coefficient
         if not self.terms:
             return states.new_zeros(()), {}
         assert extra is not None
         assert coefficients is not None
-        assert critics is not None
         mask = minibatch.rollout.mask
-        value, embedding = _valued(learner, states, mask)
+        value, embedding = self._valued(learner, states, mask)
         # a row that fills up a rank's last pass is nobody's negative
-        chain = extra["chain"][:, : mask.shape[1]] & (critics != 0).any(1, keepdim=True)
+        learned = minibatch.coefficient if learned is None else learned
+        chain = extra["chain"][:, : mask.shape[1]] & (learned != 0).any(1, keepdim=True)
         most = int(gather(torch.tensor([len(mask)], device=mask.device)).amax())
 
         def even(x: Tensor) -> Tensor:
@@ -180,14 +196,6 @@ class AnnotatedContrast(Auxiliary):
                 total = total + contrast_loss(losses, chosen, 1, "official_broadcast")
             metrics[f"loss/contrast_{term}"] = losses.detach().where(chosen, 0.0).sum(), chosen.sum()
         return self.c / len(self.terms) * total, metrics
-
-
-def _valued(learner: "PolicyFineTuner", states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Values [b, T] and embeddings [b, T, E], by the critic's first head, of the states [N, H] of a mask [b, T]."""
-    assert learner.heads is not None
-    value, embedding = next(iter(learner.heads.values()))(states)
-    values, embeddings = value.new_zeros(mask.shape), embedding.new_zeros(*mask.shape, embedding.shape[-1])
-    return values.masked_scatter(mask, value), embeddings.masked_scatter(mask[..., None], embedding)
 
 
 def _is_number(text: str, places: Sequence[Place]) -> bool:
